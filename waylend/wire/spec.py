@@ -30,8 +30,8 @@ class ArgType(enum.Enum):
 class Argument:
     """One argument of a message.
 
-    ``interface`` is the name of the interface of an ``OBJECT`` or ``NEW_ID``, or None. A ``NEW_ID`` without an interface is
-    typeless: three arguments on the wire (interface name, version, id), as in ``wl_registry.bind``.
+    ``interface`` is the name of the interface of an ``OBJECT`` or ``NEW_ID``, or None. A ``NEW_ID`` without an interface
+    is typeless: three arguments on the wire (interface name, version, id), as in ``wl_registry.bind``.
     """
 
     name: str
