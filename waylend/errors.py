@@ -5,6 +5,7 @@
     WaylendError
     ├── UsageError                  the caller asked for something that can't be (a flag, a policy file, a socket name)
     ├── Unavailable                 this machine lacks what is needed; says what and how to get it
+    ├── Malformed                   bytes that don't say what their spec says; whose they were decides what follows
     ├── PeerError                   the other side broke its contract: only that side's connection ends
     │   ├── ProtocolError           a client's message that breaks the Wayland protocol
     │   │   ├── LimitExceeded       ... or a limit of the policy
@@ -43,6 +44,10 @@ class Unavailable(WaylendError):
         super().__init__(f"{reason}; {remedy}" if remedy else reason)
         self.reason = reason
         self.remedy = remedy
+
+
+class Malformed(WaylendError):
+    """Bytes that don't say what their message's spec says. Whoever knows the sender re-raises it as that peer's error."""
 
 
 class PeerError(WaylendError):
