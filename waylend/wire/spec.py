@@ -30,8 +30,8 @@ class ArgType(enum.Enum):
 class Argument:
     """One argument of a message.
 
-    ``interface`` is the name of the interface of an ``OBJECT`` or ``NEW_ID``, or None. A ``NEW_ID`` without an interface
-    is typeless: three arguments on the wire (interface name, version, id), as in ``wl_registry.bind``.
+    ``interface`` is the name of the interface of an ``OBJECT`` or ``NEW_ID``, or None. A ``NEW_ID`` without an
+    interface is typeless: three arguments on the wire (interface name, version, id), as in ``wl_registry.bind``.
     """
 
     name: str
@@ -102,3 +102,17 @@ class InterfaceSpec:
             tuple(message for message in self.requests if message.since <= version),
             tuple(message for message in self.events if message.since <= version),
         )
+
+    def check(self) -> None:
+        """Walk the invariants: an opcode is an index, and ``since`` never falls nor passes the interface's version.
+
+        Raises ``ValueError``.
+        """
+        for messages in (self.requests, self.events):
+            since = 1
+            for opcode, message in enumerate(messages):
+                if (message.interface, message.opcode) != (self.name, opcode):
+                    raise ValueError(f"{message} is not message {opcode} of {self.name}")
+                if not since <= message.since <= self.version:
+                    raise ValueError(f"{message}: since {message.since}, after {since}, in version {self.version}")
+                since = message.since

@@ -1,58 +1,36 @@
-"""Where the specs come from: pywayland's protocol modules, and our own descriptions in ``protocol-xml/``.
+"""The tables of the wire: every interface that we can read, and so may announce.
 
-Only this module knows either source. It gives out ``InterfaceSpec`` values under the names of the wire; it keeps no
-state of a connection and touches no socket. Two sources may describe one interface (an unstable protocol and its stable
-successor that kept the name): the higher version wins, provided that the lower one is its beginning, message by
-message. Anything else is a contradiction, and loading fails: guessing would mean to misread somebody's fds.
+They come from ``interfaces.txt``, a text of one line a message that ``sources.py`` writes from pywayland's modules and
+from ``protocol-xml/``. Here is its reader and writer, and nothing that knows either source or a connection. The text::
+
+    wl_surface 6 pywayland:wayland
+    > attach(buffer:?o=wl_buffer, x:i, y:i)
+    > destroy() destructor
+    < preferred_buffer_scale(factor:i) since 6
+
+``>`` is a request, ``<`` an event; their order gives the opcodes. Types are libwayland's letters, ``?`` means that null
+is allowed, and ``=`` names the interface of an object or a new id. A line that begins with ``#`` is a comment.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import CodeType, MappingProxyType
-from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
+from types import MappingProxyType
 
-import pywayland.protocol
-from pywayland.protocol_core.interface import Interface
-from pywayland.scanner.argument import ArgumentType
-
-from waylend.errors import Unavailable
 from waylend.wire.spec import ArgType, Argument, InterfaceSpec, MessageSpec
 
-if TYPE_CHECKING:
-    from pywayland.protocol_core.message import Message
+TABLES_FILE = Path(__file__).with_name("interfaces.txt")
 
-# Modules of pywayland that are not for us, each with the reason.
-LEFT_OUT = {
-    # It gives the names xdg_surface and xdg_popup to other messages than the stable xdg_shell does, so that the name
-    # on the wire no longer says how to read them. No compositor has announced its xdg_shell since 2019.
-    "xdg_shell_unstable_v5",
-}
-
-# The events after which the object is gone. pywayland marks destructors among requests only (by what the method calls).
-DESTRUCTOR_EVENTS = {
-    "ext_workspace_manager_v1.finished",
-    "wl_callback.done",
-    "wp_drm_lease_device_v1.released",
-    "wp_image_description_info_v1.done",
-    "wp_presentation_feedback.discarded",
-    "wp_presentation_feedback.presented",
-    "zwp_fullscreen_shell_mode_feedback_v1.mode_failed",
-    "zwp_fullscreen_shell_mode_feedback_v1.mode_successful",
-    "zwp_fullscreen_shell_mode_feedback_v1.present_cancelled",
-    "zwp_linux_buffer_release_v1.fenced_release",
-    "zwp_linux_buffer_release_v1.immediate_release",
-}
+_INTERFACE = re.compile(r"(\w+) (\d+) (\S+)")
+_MESSAGE = re.compile(r"([<>]) (\w+)\((.*)\)(?: since (\d+))?( destructor)?")
+_ARGUMENT = re.compile(r"(\w+):(\??)([iufsonah])(?:=(\w+))?")
 
 
 class Tables(Mapping[str, InterfaceSpec]):
-    """Interface name -> spec, at the highest version that we know. Immutable and shared by all sessions.
+    """Interface name -> spec, at the highest version that we know. Immutable, shared by all sessions.
 
     ``globals`` are the interfaces that a registry may announce: those that no message creates. ``origins`` says for
     each interface which pywayland module or XML file it came from.
@@ -74,53 +52,56 @@ class Tables(Mapping[str, InterfaceSpec]):
         return len(self._specs)
 
     def check(self) -> None:
-        """Walk the invariants: every interface that an argument names is known, opcodes and versions are in order.
+        """Walk the invariants: opcodes and versions are in order, and every interface that an argument names is known.
 
         Raises ``ValueError``.
         """
         for name, spec in self._specs.items():
-            _check_interface(spec)
+            spec.check()
             for arg in _arguments(spec):
                 if arg.interface is not None and arg.interface not in self._specs:
-                    raise ValueError(
-                        f"{name} ({self.origins[name]}) refers to {arg.interface}, which nothing describes"
-                    )
+                    raise ValueError(f"{name} ({self.origins[name]}) names {arg.interface}, which nothing describes")
+
+    def to_text(self) -> str:
+        """What ``from_text`` reads."""
+        blocks = (
+            "\n".join(
+                [
+                    f"{name} {spec.version} {self.origins[name]}",
+                    *(f"> {_message_to_text(request)}" for request in spec.requests),
+                    *(f"< {_message_to_text(event)}" for event in spec.events),
+                ]
+            )
+            for name, spec in self._specs.items()
+        )
+        return "\n\n".join(blocks) + "\n"
+
+    @classmethod
+    def from_text(cls, text: str) -> Tables:
+        """The tables that ``to_text`` wrote. Raises ``ValueError`` that quotes what can't be read."""
+        specs: dict[str, InterfaceSpec] = {}
+        origins: dict[str, str] = {}
+        for block in text.strip("\n").split("\n\n"):
+            first, *lines = block.split("\n")
+            if first.startswith("#"):
+                continue
+            name, version, origin = _match(_INTERFACE, first)
+            requests: list[MessageSpec] = []
+            events: list[MessageSpec] = []
+            for line in lines:
+                direction, message, args, since, destructor = _match(_MESSAGE, line)
+                arguments = tuple(_argument(arg) for arg in args.split(", ")) if args else ()
+                siblings = requests if direction == ">" else events
+                siblings.append(MessageSpec(name, message, len(siblings), arguments, int(since or 1), bool(destructor)))
+            specs[name] = InterfaceSpec(name, int(version), tuple(requests), tuple(events))
+            origins[name] = origin
+        return cls(specs, origins)
 
 
 @functools.cache
 def load_tables() -> Tables:
-    """Every interface that pywayland or ``protocol-xml/`` describes.
-
-    Raises ``ValueError`` if two sources contradict each other or one is malformed, ``Unavailable`` if the installation
-    lacks its ``protocol-xml``.
-    """
-    specs: dict[str, InterfaceSpec] = {}
-    origins: dict[str, str] = {}
-    for origin, spec in (*_from_pywayland(), *_from_xml_folder(protocol_xml_folder())):
-        known = specs.get(spec.name)
-        if known is None or spec.version > known.version:
-            origins[spec.name] = origin
-        specs[spec.name] = spec if known is None else newer_of(known, spec)
-    tables = Tables(specs, origins)
-    tables.check()
-    return tables
-
-
-def newer_of(one: InterfaceSpec, other: InterfaceSpec) -> InterfaceSpec:
-    """The higher version of two descriptions of one interface; ``ValueError`` if the lower is not its beginning.
-
-    What counts is what the wire shows: names of arguments may differ.
-    """
-    older, newer = (one, other) if one.version <= other.version else (other, one)
-    common = newer.at_version(older.version)
-    for ours, theirs in ((older.requests, common.requests), (older.events, common.events)):
-        if [_on_the_wire(message) for message in ours] != [_on_the_wire(message) for message in theirs]:
-            raise ValueError(f"two descriptions of {one.name} (versions {older.version}, {newer.version}) disagree")
-    return newer
-
-
-def _on_the_wire(message: MessageSpec) -> tuple[object, ...]:
-    return message.name, message.signature, message.destructor, [arg.interface for arg in message.args]
+    """Every interface that we know, from ``interfaces.txt``. The same object each time."""
+    return Tables.from_text(TABLES_FILE.read_text(encoding="utf-8"))
 
 
 def _arguments(spec: InterfaceSpec) -> Iterator[Argument]:
@@ -128,203 +109,24 @@ def _arguments(spec: InterfaceSpec) -> Iterator[Argument]:
         yield from message.args
 
 
-def _check_interface(spec: InterfaceSpec) -> None:
-    for messages in (spec.requests, spec.events):
-        since = 1
-        for opcode, message in enumerate(messages):
-            if message.opcode != opcode or message.interface != spec.name:
-                raise ValueError(f"{message} is not message {opcode} of {spec.name}")
-            if not since <= message.since <= spec.version:
-                raise ValueError(f"{message}: since {message.since} is out of order (interface version {spec.version})")
-            since = message.since
-
-
-# --- pywayland -------------------------------------------------------------------------------------------------------
-
-_ARG_TYPES = {
-    ArgumentType.Int: ArgType.INT,
-    ArgumentType.Uint: ArgType.UINT,
-    ArgumentType.Fixed: ArgType.FIXED,
-    ArgumentType.String: ArgType.STRING,
-    ArgumentType.Object: ArgType.OBJECT,
-    ArgumentType.NewId: ArgType.NEW_ID,
-    ArgumentType.Array: ArgType.ARRAY,
-    ArgumentType.FileDescriptor: ArgType.FD,
-}
-
-
-def _from_pywayland() -> Iterator[tuple[str, InterfaceSpec]]:
-    for module_info in pkgutil.iter_modules(pywayland.protocol.__path__):
-        if module_info.name in LEFT_OUT:
-            continue
-        module = importlib.import_module(f"pywayland.protocol.{module_info.name}")
-        for value in vars(module).values():
-            # Modules also import each other's interfaces, and Interface itself.
-            if isinstance(value, type) and issubclass(value, Interface) and value.__module__ == module.__name__:
-                yield f"pywayland:{module_info.name}", _interface_from_pywayland(value)
-
-
-def _interface_from_pywayland(interface: type[Interface]) -> InterfaceSpec:
-    return InterfaceSpec(
-        interface.name,
-        interface.version,
-        tuple(_message_from_pywayland(interface, n, message, False) for n, message in enumerate(interface.requests)),
-        tuple(_message_from_pywayland(interface, n, message, True) for n, message in enumerate(interface.events)),
-    )
-
-
-def _message_from_pywayland(interface: type[Interface], opcode: int, message: Message, is_event: bool) -> MessageSpec:
-    code: CodeType = message.py_func.__code__
-    # The scanner writes `self._destroy()` into the proxy's method for a destructor, and nowhere else.
-    destroys = "_destroy" in code.co_names
-    return MessageSpec(
-        interface.name,
-        message.name,
-        opcode,
-        tuple(_arguments_from_pywayland(message, code, is_event)),
-        message.version or 1,
-        f"{interface.name}.{message.name}" in DESTRUCTOR_EVENTS if is_event else destroys,
-    )
-
-
-def _arguments_from_pywayland(message: Message, code: CodeType, is_event: bool) -> Iterator[Argument]:
-    """Names are the method's parameters.
-
-    A request's method takes no new_id (it returns the object); instead of a typeless one it takes interface and version.
-    """
-    names = iter(code.co_varnames[1 : code.co_argcount])
-    for argument in message.arguments:
-        arg_type = _ARG_TYPES[argument.argument_type]
-        if arg_type is ArgType.NEW_ID and not is_event:
-            name = "id"
-            if argument.interface is None:
-                next(names), next(names)
-        else:
-            name = next(names).strip("_")
-        yield _argument(name, arg_type, argument.interface.name if argument.interface else None, argument.nullable)
+def _match(pattern: re.Pattern[str], text: str) -> tuple[str, ...]:
+    found = pattern.fullmatch(text)
+    if found is None:
+        raise ValueError(f"can't read {text!r}")
+    return found.groups()
 
 
 @functools.cache
-def _argument(name: str, arg_type: ArgType, interface: str | None, nullable: bool) -> Argument:
-    """Many messages share an argument like ``surface``: one value each, not one a message."""
-    return Argument(name, arg_type, interface, nullable)
+def _argument(text: str) -> Argument:
+    """Many messages share an argument like ``surface:o=wl_surface``: one value each, not one a message."""
+    name, nullable, letter, interface = _match(_ARGUMENT, text)
+    return Argument(name, ArgType(letter), interface, bool(nullable))
 
 
-# --- protocol-xml ----------------------------------------------------------------------------------------------------
-
-_XML_TYPES = {
-    "int": ArgType.INT,
-    "uint": ArgType.UINT,
-    "fixed": ArgType.FIXED,
-    "string": ArgType.STRING,
-    "object": ArgType.OBJECT,
-    "new_id": ArgType.NEW_ID,
-    "array": ArgType.ARRAY,
-    "fd": ArgType.FD,
-}
-# Element -> (attributes it must have, attributes it may have, elements it may hold)
-_XML_GRAMMAR: dict[str, tuple[set[str], set[str], set[str]]] = {
-    "protocol": ({"name"}, set(), {"description", "interface"}),
-    "interface": ({"name", "version"}, set(), {"description", "request", "event", "enum"}),
-    "request": ({"name"}, {"type", "since"}, {"description", "arg"}),
-    "event": ({"name"}, {"type", "since"}, {"description", "arg"}),
-    "arg": ({"name", "type"}, {"interface", "allow-null", "enum", "summary"}, set()),
-    "enum": ({"name"}, {"bitfield", "since"}, {"description", "entry"}),
-    "entry": ({"name", "value"}, {"since", "summary"}, {"description"}),
-    "description": (set(), {"summary"}, set()),
-}
-_XML_NAME = re.compile(r"[a-z][a-z0-9_]*")
-
-
-def protocol_xml_folder() -> Path:
-    """Where our XML is: beside this module in an installed wheel, at the top of a checkout or an sdist."""
-    here = Path(__file__).resolve().parent
-    for folder in (here / "protocol-xml", here.parents[1] / "protocol-xml"):
-        if folder.is_dir():
-            return folder
-    raise Unavailable("this installation of waylend lacks its protocol-xml", "install waylend again")
-
-
-def _from_xml_folder(folder: Path) -> Iterator[tuple[str, InterfaceSpec]]:
-    for path in sorted(folder.glob("*.xml")):
-        for spec in read_xml(path.read_text(encoding="utf-8"), path.name):
-            yield f"protocol-xml:{path.stem}", spec
-
-
-def read_xml(text: str, source: str) -> list[InterfaceSpec]:
-    """The interfaces that a protocol description in Wayland's XML dialect holds, in its order.
-
-    Strict: an unknown element or attribute, a type that we don't know, a name twice, or a ``since`` out of order raises
-    ``ValueError`` that begins with ``source``.
-    """
-    try:
-        root = ElementTree.fromstring(text)  # noqa: S314 (our own files)
-        if root.tag != "protocol":
-            raise ValueError(f"<{root.tag}> is not a <protocol>")
-        _check_grammar(root)
-        specs = [_interface_from_xml(element) for element in root.iter("interface")]
-        _once(spec.name for spec in specs)
-    except (ElementTree.ParseError, ValueError) as error:
-        raise ValueError(f"{source}: {error}") from error
-    return specs
-
-
-def _check_grammar(element: ElementTree.Element) -> None:
-    required, optional, children = _XML_GRAMMAR[element.tag]
-    present = set(element.attrib)
-    where = f"<{element.tag} name={element.get('name')!r}>"
-    if missing := required - present:
-        raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
-    if unknown := present - required - optional:
-        raise ValueError(f"{where} has unknown {', '.join(sorted(unknown))}")
-    if "name" in required and not _XML_NAME.fullmatch(element.attrib["name"]):
-        raise ValueError(f"{where} is not a name")
-    for child in element:
-        if child.tag not in children:
-            raise ValueError(f"{where} can't hold <{child.tag}>")
-        _check_grammar(child)
-
-
-def _interface_from_xml(element: ElementTree.Element) -> InterfaceSpec:
-    name = element.attrib["name"]
-    spec = InterfaceSpec(
-        name,
-        int(element.attrib["version"]),
-        tuple(_message_from_xml(name, n, request) for n, request in enumerate(element.iter("request"))),
-        tuple(_message_from_xml(name, n, event) for n, event in enumerate(element.iter("event"))),
+def _message_to_text(message: MessageSpec) -> str:
+    args = (
+        f"{arg.name}:{'?' if arg.nullable else ''}{arg.type.value}" + (f"={arg.interface}" if arg.interface else "")
+        for arg in message.args
     )
-    _once(message.name for message in spec.requests)
-    _once(message.name for message in spec.events)
-    _check_interface(spec)
-    return spec
-
-
-def _message_from_xml(interface: str, opcode: int, element: ElementTree.Element) -> MessageSpec:
-    name = element.attrib["name"]
-    if element.get("type", "destructor") != "destructor":
-        raise ValueError(f"{interface}.{name} has type {element.get('type')!r}")
-    args = tuple(_argument_from_xml(f"{interface}.{name}", arg) for arg in element.iter("arg"))
-    _once(arg.name for arg in args)
-    return MessageSpec(interface, name, opcode, args, int(element.get("since", "1")), "type" in element.attrib)
-
-
-def _argument_from_xml(message: str, element: ElementTree.Element) -> Argument:
-    attributes: dict[str, Any] = element.attrib
-    arg_type = _XML_TYPES.get(attributes["type"])
-    where = f"{message}({attributes['name']})"
-    if arg_type is None:
-        raise ValueError(f"{where}: no type {attributes['type']!r}")
-    if "interface" in attributes and arg_type not in (ArgType.OBJECT, ArgType.NEW_ID):
-        raise ValueError(f"{where}: only object and new_id have an interface")
-    nullable = {"true": True, "false": False}.get(attributes.get("allow-null", "false"))
-    if nullable is None or (nullable and arg_type not in (ArgType.OBJECT, ArgType.STRING)):
-        raise ValueError(f"{where}: allow-null is true or false, and for an object or a string")
-    return _argument(attributes["name"], arg_type, attributes.get("interface"), nullable)
-
-
-def _once(names: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise ValueError(f"{name} is there twice")
-        seen.add(name)
+    since = f" since {message.since}" if message.since > 1 else ""
+    return f"{message.name}({', '.join(args)}){since}{' destructor' if message.destructor else ''}"
