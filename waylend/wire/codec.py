@@ -7,7 +7,7 @@ counted, arrays with their length, fds not in the bytes at all.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from waylend.errors import Malformed
 from waylend.wire.spec import HEADER_BYTES, ArgType, MessageSpec
@@ -63,18 +63,19 @@ def encode(spec: MessageSpec, object_id: int, args: Sequence[Value]) -> tuple[by
     return header(object_id, spec.opcode, size) + body, fds
 
 
-def decode(spec: MessageSpec, body: bytes | memoryview, fds: Iterator[Value] = iter(())) -> list[Value]:
+def decode(spec: MessageSpec, body: bytes | memoryview, fds: Iterable[Value] = ()) -> list[Value]:
     """The arguments of a message, from the bytes behind its header; the inverse of :func:`encode`.
 
     Takes the message's fd tokens from ``fds``. Raises Malformed when the bytes do not hold exactly the arguments of
     ``spec`` (too short, too long, a string without its NUL, null where it may not be, fewer fds than arguments).
     """
     args: list[Value] = []
+    tokens = iter(fds)
     at = 0
     try:
         for arg in spec.args:
             if arg.type is ArgType.FD:
-                args.append(next(fds))
+                args.append(next(tokens))
                 continue
             if arg.type is ArgType.STRING or arg.type is ArgType.ARRAY:
                 value, at = _decode_bytes(spec, body, at, string=arg.type is ArgType.STRING, nullable=arg.nullable)

@@ -1,0 +1,145 @@
+"""One end of a relayed connection: a non-blocking socket, bytes in order, each fd with the byte that it came with.
+
+An endpoint owns its socket and the fds that it has yet to send. It knows nothing of messages.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from collections import deque
+from collections.abc import Iterable
+
+from waylend.errors import PeerError
+from waylend.wire.codec import MAX_MESSAGE_BYTES
+
+RECEIVE_BYTES = 1 << 16
+# SCM_MAX_FD of Linux: what one sendmsg can carry. Room for all of them, so that MSG_CTRUNC means foul play or no fds left.
+_ANCILLARY_BYTES = socket.CMSG_SPACE(253 * 4)
+# MAX_FDS_OUT of libwayland: a receiver of its loses what one sendmsg carries above that.
+_FDS_PER_SEND = 28
+_SCM_RIGHTS = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+
+
+class ReceiveBuffer:
+    """Room for what one receive brings, behind what the last one left over. One for each loop; nothing stays in it."""
+
+    def __init__(self) -> None:
+        memory = bytearray(MAX_MESSAGE_BYTES + 4 + RECEIVE_BYTES)
+        self.octets = memoryview(memory)
+        self.words = self.octets.cast("I")
+
+
+class Endpoint:
+    """``rest`` is the beginning of a message whose end has not arrived; ``queued_bytes`` is what waits to be sent."""
+
+    __slots__ = ("_closed", "_queue", "fd", "queued_bytes", "rest", "sock", "writable")
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.rest = b""
+        self.queued_bytes = 0
+        self.writable = True
+        self._queue: deque[tuple[memoryview, list[int]]] = deque()
+        self._closed = False
+
+    def receive(self, buffer: ReceiveBuffer) -> tuple[int, list[int] | None]:
+        """Reads once, behind ``rest``. Returns how many bytes are in the buffer now and the fds that came, or None.
+
+        0 bytes: the peer has closed. Raises BlockingIOError when there is nothing, OSError, and PeerError when fds were lost
+        on the way (MSG_CTRUNC): there is no telling which message they were for.
+        """
+        rest = self.rest
+        start = len(rest)
+        if start:
+            buffer.octets[:start] = rest
+        count, ancillary, flags, _ = self.sock.recvmsg_into(
+            (buffer.octets[start : start + RECEIVE_BYTES],), _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+        )
+        fds = _fds_of(ancillary) if ancillary else None
+        if flags & socket.MSG_CTRUNC:
+            close_all(fds or ())
+            raise PeerError("file descriptors were lost on the way: too many at once, or none left for this process")
+        return (start + count if count else 0), fds
+
+    def send(self, octets: memoryview, fds: list[int] | None = None) -> None:
+        """Sends what it can and queues a copy of the rest. Owns ``fds`` from now on: they are closed once they are sent.
+
+        Bytes for a peer that no longer reads (EPIPE) are dropped: what it had to say may still be read.
+        """
+        if not self.writable:
+            close_all(fds or ())
+        elif self._queue or fds:
+            self._enqueue(octets, fds or [])
+            self.flush()
+        else:
+            try:
+                sent = self.sock.send(octets)
+            except BlockingIOError:
+                sent = 0
+            except (BrokenPipeError, ConnectionResetError):
+                self.drop_queue()
+                return
+            if sent < len(octets):
+                self._enqueue(octets[sent:], [])
+
+    def _enqueue(self, octets: memoryview, fds: list[int]) -> None:
+        content = memoryview(bytes(octets))
+        self.queued_bytes += len(content)
+        # More fds than one sendmsg may carry go with the first words, a word each time: never after their message.
+        while len(fds) > _FDS_PER_SEND:
+            self._queue.append((content[:4], fds[:_FDS_PER_SEND]))
+            content, fds = content[4:], fds[_FDS_PER_SEND:]
+        self._queue.append((content, fds))
+
+    def flush(self) -> bool:
+        """Sends what is queued, as far as the peer takes it. Returns whether the queue is empty now."""
+        while self._queue:
+            octets, fds = self._queue[0]
+            try:
+                if fds:
+                    sent = self.sock.sendmsg((octets,), ((*_SCM_RIGHTS, array.array("i", fds)),))
+                else:
+                    sent = self.sock.send(octets)
+            except BlockingIOError:
+                return False
+            except (BrokenPipeError, ConnectionResetError):
+                self.drop_queue()
+                return True
+            close_all(fds)
+            self.queued_bytes -= sent
+            if sent < len(octets):
+                self._queue[0] = (octets[sent:], [])
+            else:
+                self._queue.popleft()
+        return True
+
+    def drop_queue(self) -> None:
+        """The peer takes no more: forget what it was to get."""
+        self.writable = False
+        while self._queue:
+            close_all(self._queue.popleft()[1])
+        self.queued_bytes = 0
+
+    def close(self) -> None:
+        """Closes the socket and all fds that wait. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self.drop_queue()
+            self.sock.close()
+
+
+def close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _fds_of(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == _SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return list(fds)

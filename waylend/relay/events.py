@@ -1,0 +1,62 @@
+"""What a relay tells its observer: sessions, windows and leases come and go. Values only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Event:
+    """``session_id`` counts the clients of one relay from 1."""
+
+    session_id: int
+
+
+@dataclass(frozen=True)
+class SessionOpened(Event):
+    """A client connected. ``pid`` and ``uid`` are as the kernel says (SO_PEERCRED), in the relay's own namespaces."""
+
+    pid: int
+    uid: int
+
+
+@dataclass(frozen=True)
+class SessionEnded(Event):
+    """``reason`` is empty for an ordinary end."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class WindowOpened(Event):
+    object_id: int
+
+
+@dataclass(frozen=True)
+class WindowNamed(Event):
+    """A window got its title or its app id, as the client gave it (the policy's prefix is not in it)."""
+
+    object_id: int
+    what: str
+    text: str
+
+
+@dataclass(frozen=True)
+class WindowClosed(Event):
+    object_id: int
+
+
+@dataclass(frozen=True)
+class LeaseLent(Event):
+    """A client got lent memory for the first time: a lease of its own, or one that others have, too."""
+
+    lease_id: int
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class LeaseReturned(Event):
+    """The client's end gave the lease back; it ends when nobody else has it."""
+
+    lease_id: int

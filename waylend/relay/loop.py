@@ -1,0 +1,118 @@
+"""The epoll loop of the data path: one thread, level-triggered, with timers and calls from other threads. No Wayland here."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+EPOLLIN = select.EPOLLIN
+EPOLLOUT = select.EPOLLOUT
+
+Handler = Callable[[int], None]
+
+
+class Timer:
+    """A call that is to come; ``cancel`` it, and it doesn't."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        self.call = None
+
+
+class Loop:
+    """Runs in one thread. Only ``call`` and ``stop`` may be used from others."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._count = itertools.count()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._running = True
+        self._lock = threading.Lock()
+        self._closed = False
+        self.add(self._wake_fd, EPOLLIN, self._on_wake)
+
+    def add(self, fd: int, mask: int, handler: Handler) -> None:
+        """Calls ``handler(events)`` whenever ``fd`` has any of ``mask``, an error or a hang-up."""
+        self._epoll.register(fd, mask)
+        self._handlers[fd] = handler
+
+    def modify(self, fd: int, mask: int) -> None:
+        self._epoll.modify(fd, mask)
+
+    def remove(self, fd: int) -> None:
+        """Before the fd is closed. Nothing happens if it isn't there."""
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> Timer:
+        timer = Timer(call)
+        heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._count), timer))
+        return timer
+
+    def call(self, call: Callable[[], None]) -> None:
+        """Runs ``call`` in the loop's thread, soon. From any thread; does nothing once the loop has closed."""
+        with self._lock:
+            if not self._closed:
+                self._calls.append(call)
+                os.eventfd_write(self._wake_fd, 1)
+
+    def stop(self) -> None:
+        """Ends ``run`` after the calls that came before."""
+        self.call(self._stop)
+
+    def _stop(self) -> None:
+        self._running = False
+
+    def run(self) -> None:
+        """Until ``stop``. A handler's exception is our bug: it is logged, and the loop goes on for the others."""
+        poll = self._epoll.poll
+        handlers = self._handlers
+        while self._running:
+            for fd, events in poll(self._timeout_s()):
+                # A handler of the same batch may have removed it.
+                handler = handlers.get(fd)
+                if handler is not None:
+                    try:
+                        handler(events)
+                    except Exception:
+                        logger.exception("a handler failed")
+            if self._timers:
+                self._run_timers()
+
+    def _timeout_s(self) -> float | None:
+        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            call = heapq.heappop(self._timers)[2].call
+            if call is not None:
+                call()
+
+    def _on_wake(self, _events: int) -> None:
+        os.eventfd_read(self._wake_fd)
+        while self._calls:
+            self._calls.popleft()()
+
+    def close(self) -> None:
+        """After ``run`` has returned."""
+        with self._lock:
+            self._closed = True
+            self._epoll.close()
+            os.close(self._wake_fd)

@@ -1,0 +1,151 @@
+"""Takes clients in, connects each to the compositor, and keeps the sessions. One relay is one guest: one policy, one domain."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import socket
+from collections.abc import Callable, Iterable, Mapping
+
+from waylend.domain.base import Domain
+from waylend.errors import LimitExceeded, ProtocolError
+from waylend.policy import Policy
+from waylend.relay.endpoint import Endpoint, ReceiveBuffer
+from waylend.relay.events import Event
+from waylend.relay.interpose import Interposer
+from waylend.relay.interpose.lent_files import FileLender, LentFiles
+from waylend.relay.interpose.registry import GlobalFilter, Registry
+from waylend.relay.interpose.shm import Shm
+from waylend.relay.interpose.toplevel import Toplevel
+from waylend.relay.loop import EPOLLIN, Loop
+from waylend.relay.session import Session, Trace, error_event, send_last_words
+from waylend.wire.objects import DISPLAY_ID, Catalogue
+from waylend.wire.spec import InterfaceSpec
+
+logger = logging.getLogger(__name__)
+
+# A compositor whose backlog is full is busy; one that stays so is stuck.
+_CONNECT_RETRY_S = 0.02
+_CONNECT_DEADLINE_S = 5.0
+# When this process has no fds left for a new client, others have to go first.
+_ACCEPT_PAUSE_S = 0.1
+
+INTERPOSERS: tuple[type[Interposer], ...] = (Registry, LentFiles, Shm, Toplevel)
+
+
+class Relay:
+    """Runs in the thread of its loop. From other threads: only ``loop.call`` and ``loop.stop``.
+
+    ``connect`` makes a new connection to the compositor, non-blocking, and may raise OSError. ``observer`` is called in the
+    loop's thread with each Event, ``on_compositor_lost`` when a session ends because the compositor ended it or can't be
+    reached.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        tables: Mapping[str, InterfaceSpec],
+        policy: Policy,
+        domain: Domain,
+        connect: Callable[[], socket.socket],
+        observer: Callable[[Event], None] | None = None,
+        on_compositor_lost: Callable[[], None] | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        self.loop = loop
+        self.policy = policy
+        self.trace = trace
+        self.buffer = ReceiveBuffer()
+        self.catalogue = Catalogue(
+            tables,
+            interposed_requests={name for interposer in INTERPOSERS for name in interposer.REQUESTS},
+            interposed_events={name for interposer in INTERPOSERS for name in interposer.EVENTS},
+            closer_look_at_all=trace is not None,
+        )
+        self.sessions: dict[int, Session] = {}
+        self._connect = connect
+        self._observer = observer
+        self._on_compositor_lost = on_compositor_lost
+        self._filter = GlobalFilter(tables, policy)
+        self._lender = FileLender(domain)
+        self._session_ids = itertools.count(1)
+        self._listening: list[socket.socket] = []
+
+    def listen(self, sock: socket.socket) -> None:
+        """Takes clients from a listening socket, which stays its maker's to close (after ``close``)."""
+        sock.setblocking(False)
+        self._listening.append(sock)
+        self.loop.add(sock.fileno(), EPOLLIN, lambda _events: self._accept(sock))
+
+    def _accept(self, listening: socket.socket) -> None:
+        try:
+            client, _ = listening.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                logger.warning("no room for another client: %s", error.strerror)
+                self.loop.modify(listening.fileno(), 0)
+                self.loop.call_later(_ACCEPT_PAUSE_S, lambda: self._accept_again(listening))
+            return  # otherwise the client is gone already
+        self.take_in(client)
+
+    def _accept_again(self, listening: socket.socket) -> None:
+        if listening in self._listening:
+            self.loop.modify(listening.fileno(), EPOLLIN)
+
+    def take_in(self, client: socket.socket) -> None:
+        """Begins a session for a connected client, and owns its socket."""
+        limit = self.policy.limits.clients
+        if len(self.sessions) >= limit:
+            self._turn_away(client, f"wl_display#1: {limit} clients are here already (limit clients = {limit})")
+            return
+        self._connect_for(client, _CONNECT_DEADLINE_S)
+
+    def _connect_for(self, client: socket.socket, deadline_s: float) -> None:
+        try:
+            compositor = self._connect()
+        except BlockingIOError:
+            if deadline_s <= 0:
+                self._turn_away(client, "wl_display#1: the compositor takes no connections")
+                return
+            self.loop.call_later(_CONNECT_RETRY_S, lambda: self._connect_for(client, deadline_s - _CONNECT_RETRY_S))
+            return
+        except OSError as error:
+            logger.info("can't connect to the compositor: %s", error.strerror)
+            client.close()
+            self._compositor_lost()
+            return
+        session_id = next(self._session_ids)
+        self.sessions[session_id] = Session(self, session_id, client, compositor)
+
+    def _turn_away(self, client: socket.socket, why: str) -> None:
+        endpoint = Endpoint(client)
+        error = LimitExceeded(DISPLAY_ID, ProtocolError.NO_MEMORY, why)
+        logger.info("a client was turned away: %s", error)
+        endpoint.send(memoryview(error_event(self.catalogue.display, error)))
+        send_last_words(self.loop, endpoint)
+
+    def interposers_for(self, session: Session) -> Iterable[Interposer]:
+        return (Registry(session, self._filter), LentFiles(session, self._lender), Shm(session), Toplevel(session))
+
+    def emit(self, event: Event) -> None:
+        if self._observer is not None:
+            self._observer(event)
+
+    def session_ended(self, session: Session, *, by_compositor: bool) -> None:
+        del self.sessions[session.session_id]
+        if by_compositor:
+            self._compositor_lost()
+
+    def _compositor_lost(self) -> None:
+        if self._on_compositor_lost is not None:
+            self._on_compositor_lost()
+
+    def close(self, reason: str = "waylend stops") -> None:
+        """Takes no more clients and ends all sessions. In the loop's thread, or after it has ended."""
+        for sock in self._listening:
+            self.loop.remove(sock.fileno())
+        self._listening.clear()
+        for session in list(self.sessions.values()):
+            session.end(reason)

@@ -1,0 +1,247 @@
+"""One client: two endpoints, its object map, its interposers. Moves messages both ways until either side ends it."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from waylend.errors import LimitExceeded, PeerError, ProtocolError
+from waylend.policy import Policy
+from waylend.relay.endpoint import Endpoint, ReceiveBuffer, close_all
+from waylend.relay.events import Event, SessionEnded, SessionOpened
+from waylend.relay.interpose import Hook, Interposer
+from waylend.relay.loop import EPOLLIN, EPOLLOUT, Loop
+from waylend.wire.codec import encode
+from waylend.wire.objects import DISPLAY_ID, Catalogue, Kind, ObjectMap
+from waylend.wire.scan import EventScanner, Message, RequestScanner, Scanner
+
+logger = logging.getLogger(__name__)
+
+# How long a peer may take to read its last words before its connection is closed.
+LINGER_S = 1.0
+
+Trace = Callable[[int, bool, Message[int]], None]
+
+
+class Surroundings(Protocol):
+    """What a session needs of the relay that it lives in."""
+
+    loop: Loop
+    policy: Policy
+    catalogue: Catalogue
+    buffer: ReceiveBuffer
+    trace: Trace | None
+
+    def interposers_for(self, session: Session) -> Iterable[Interposer]: ...
+    def emit(self, event: Event) -> None: ...
+    def session_ended(self, session: Session, *, by_compositor: bool) -> None: ...
+
+
+class Session:
+    """Owns both sockets and every fd in transit. After ``end`` nothing of it is left but last words on their way out."""
+
+    def __init__(self, relay: Surroundings, session_id: int, client: socket.socket, compositor: socket.socket) -> None:
+        self.session_id = session_id
+        self.policy = relay.policy
+        self.objects = ObjectMap(relay.catalogue)
+        self._relay = relay
+        self._loop = relay.loop
+        self._buffer = relay.buffer
+        self._limit_bytes = relay.policy.limits.buffered_bytes
+        self._limit_objects = relay.policy.limits.objects_per_client
+        self._ended = False
+        self.emit = relay.emit
+        self.client = Endpoint(client)
+        self.compositor = Endpoint(compositor)
+        self._interposers = tuple(relay.interposers_for(self))
+        request_hooks, event_hooks = hooks_of(self._interposers)
+        trace = relay.trace
+        self._requests: RequestScanner[int] = RequestScanner(
+            self.objects,
+            request_hooks,
+            trace=None if trace is None else lambda message: trace(session_id, True, message),
+            max_unclaimed_fds=relay.policy.limits.fds_per_message,
+        )
+        self._events: EventScanner[int] = EventScanner(
+            self.objects,
+            event_hooks,
+            trace=None if trace is None else lambda message: trace(session_id, False, message),
+        )
+        self._loop.add(self.client.fd, EPOLLIN, self._on_client)
+        self._loop.add(self.compositor.fd, EPOLLIN, self._on_compositor)
+        pid, uid = credentials_of(client)
+        self.emit(SessionOpened(session_id, pid, uid))
+
+    # The data path
+
+    def _on_client(self, events: int) -> None:
+        if events & EPOLLOUT:
+            self.client.flush()
+            self._watch()
+        if events & ~EPOLLOUT:
+            self._pump(self.client, self.compositor, self._requests)
+
+    def _on_compositor(self, events: int) -> None:
+        if events & EPOLLOUT:
+            self.compositor.flush()
+            self._watch()
+        if events & ~EPOLLOUT:
+            self._pump(self.compositor, self.client, self._events)
+
+    def _pump(self, source: Endpoint, target: Endpoint, scanner: Scanner[int]) -> None:
+        """One receive, one scan, one send."""
+        if self._ended:
+            return
+        buffer = self._buffer
+        try:
+            count, fds = source.receive(buffer)
+            if fds:
+                scanner.unclaimed.extend(fds)
+            if not count:
+                self._hung_up(source, "")
+                return
+            whole = scanner.scan(buffer.words, buffer.octets, count >> 2) << 2
+            if len(self.objects.kinds) > self._limit_objects:
+                self._too_many_objects()
+        except BlockingIOError:
+            return
+        except ProtocolError as error:
+            self._refuse(error)
+            return
+        except PeerError as error:
+            if source is self.client:
+                self._refuse(ProtocolError(DISPLAY_ID, ProtocolError.IMPLEMENTATION, f"wl_display#1: {error}"))
+            else:
+                self.end(f"compositor: {error}", by_compositor=True)
+            return
+        except OSError as error:
+            self._hung_up(source, error.strerror or f"{error}")
+            return
+        source.rest = bytes(buffer.octets[whole:count]) if whole < count else b""
+        if scanner.edits or scanner.claimed:
+            target.send(*_edited(scanner, buffer.octets[:whole]))
+        elif whole:
+            target.send(buffer.octets[:whole])
+        if target.queued_bytes:
+            self._watch()
+
+    def _watch(self) -> None:
+        """Reads a side only while the other takes what it says, so that one who doesn't read can't make us grow."""
+        client, compositor = self.client, self.compositor
+        limit = self._limit_bytes
+        self._loop.modify(
+            client.fd,
+            (EPOLLIN if compositor.queued_bytes <= limit else 0) | (EPOLLOUT if client.queued_bytes else 0),
+        )
+        self._loop.modify(
+            compositor.fd,
+            (EPOLLIN if client.queued_bytes <= limit else 0) | (EPOLLOUT if compositor.queued_bytes else 0),
+        )
+
+    # The end
+
+    def _too_many_objects(self) -> None:
+        raise LimitExceeded(
+            DISPLAY_ID,
+            ProtocolError.NO_MEMORY,
+            f"wl_display#1: {len(self.objects)} objects are too many (limit objects_per_client = {self._limit_objects})",
+        )
+
+    def _hung_up(self, source: Endpoint, why: str) -> None:
+        if source is self.client:
+            self.end(why and f"client connection: {why}")
+        else:
+            self.end(
+                f"compositor connection: {why}" if why else "the compositor closed the connection", by_compositor=True
+            )
+
+    def _refuse(self, error: ProtocolError) -> None:
+        logger.info("client %d: %s", self.session_id, error)
+        # The client hears it from us; the compositor just sees it go.
+        self.compositor.drop_queue()
+        self.client.send(memoryview(error_event(self._relay.catalogue.display, error)))
+        self.end(f"{error}")
+
+    def end(self, reason: str = "", *, by_compositor: bool = False) -> None:
+        """Closes both sides, once they have been sent what is queued for them. Idempotent."""
+        if self._ended:
+            return
+        self._ended = True
+        for interposer in self._interposers:
+            interposer.close()
+        for scanner in (self._requests, self._events):
+            close_all(scanner.unclaimed)
+            close_all(scanner.claimed)
+        for endpoint in (self.client, self.compositor):
+            self._loop.remove(endpoint.fd)
+            send_last_words(self._loop, endpoint)
+        self.emit(SessionEnded(self.session_id, reason))
+        self._relay.session_ended(self, by_compositor=by_compositor)
+
+
+def hooks_of(interposers: Iterable[Interposer]) -> tuple[dict[str, Hook[int]], dict[str, Hook[int]]]:
+    """Message name -> hook, for requests and for events. A method has the message's name, with ``_`` where Python has it."""
+
+    def collect(interposer: Interposer, names: Iterable[str], into: dict[str, Hook[int]]) -> None:
+        for name in names:
+            message = name.partition(".")[2]
+            into[name] = getattr(interposer, "global_" if message == "global" else message)
+
+    requests: dict[str, Hook[int]] = {}
+    events: dict[str, Hook[int]] = {}
+    for interposer in interposers:
+        collect(interposer, interposer.REQUESTS, requests)
+        collect(interposer, interposer.EVENTS, events)
+    return requests, events
+
+
+def send_last_words(loop: Loop, endpoint: Endpoint) -> None:
+    """Closes an endpoint that is out of the loop, after it has taken what is queued, or the time for that is over."""
+    if endpoint.flush():
+        endpoint.close()
+        return
+
+    def close() -> None:
+        deadline.cancel()
+        loop.remove(endpoint.fd)
+        endpoint.close()
+
+    def on_event(_events: int) -> None:
+        try:
+            if endpoint.flush():
+                close()
+        except OSError:
+            close()
+
+    deadline = loop.call_later(LINGER_S, close)
+    loop.add(endpoint.fd, EPOLLOUT, on_event)
+
+
+def error_event(display: Kind, error: ProtocolError) -> bytes:
+    """``wl_display.error``: the last thing that a client hears."""
+    text = error.message.encode(errors="replace")[:1024]
+    return encode(display.spec.events[0], DISPLAY_ID, (error.object_id, error.code, text))[0]
+
+
+def credentials_of(sock: socket.socket) -> tuple[int, int]:
+    """The pid and uid of the process at the other end when it connected (SO_PEERCRED, unix(7))."""
+    pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return pid, uid
+
+
+def _edited(scanner: Scanner[int], octets: memoryview) -> tuple[memoryview, list[int]]:
+    """The chunk with the scan's edits, and the fds that go with it."""
+    fds, scanner.claimed = scanner.claimed, []
+    if scanner.edits:
+        parts: list[bytes | memoryview] = []
+        at = 0
+        for edit in scanner.edits:
+            parts += (octets[at : edit.start * 4], edit.replacement)
+            at = edit.end * 4
+        parts.append(octets[at:])
+        scanner.edits.clear()
+        octets = memoryview(b"".join(parts))
+    return octets, fds
