@@ -41,11 +41,15 @@ LEFT_OUT = {
     "xdg_shell_unstable_v5",
 }
 
-# The events after which the object is gone. pywayland marks destructors among requests only (by what the method calls).
-DESTRUCTOR_EVENTS = {
+# The messages that end their object, of those that pywayland doesn't show as such: its scanner writes ``self._destroy()``
+# into a destructor's method, but neither for events nor where a request returns a new object.
+DESTRUCTORS = {
     "ext_workspace_manager_v1.finished",
     "wl_callback.done",
     "wp_drm_lease_device_v1.released",
+    "wp_drm_lease_request_v1.submit",
+    "wp_image_description_creator_icc_v1.create",
+    "wp_image_description_creator_params_v1.create",
     "wp_image_description_info_v1.done",
     "wp_presentation_feedback.discarded",
     "wp_presentation_feedback.presented",
@@ -134,15 +138,13 @@ def _interface_from_pywayland(interface: type[Interface]) -> InterfaceSpec:
 
 def _message_from_pywayland(interface: type[Interface], opcode: int, message: Message, is_event: bool) -> MessageSpec:
     code: CodeType = message.py_func.__code__
-    # The scanner writes `self._destroy()` into the proxy's method for a destructor, and nowhere else.
-    destroys = "_destroy" in code.co_names
     return MessageSpec(
         interface.name,
         message.name,
         opcode,
         tuple(_arguments_from_pywayland(message, code, is_event)),
         message.version or 1,
-        f"{interface.name}.{message.name}" in DESTRUCTOR_EVENTS if is_event else destroys,
+        f"{interface.name}.{message.name}" in DESTRUCTORS or (not is_event and "_destroy" in code.co_names),
     )
 
 
