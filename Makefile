@@ -1,0 +1,69 @@
+# Every target sets up what it needs in .venv, and does nothing twice: a stamp file says what was done.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench soak system clean
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+# The first of these that is new enough makes the environment.
+PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
+SOAK_SECONDS ?= 600
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help:
+	@echo "make demo    run an app through waylend on a compositor of our own; writes docs/demo.png"
+	@echo "make test    lint, then all tests (those that need a program this machine lacks are skipped, and say so)"
+	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make bench   measure, and compare with no proxy at all and with waypipe if it is installed"
+	@echo "make soak    run clients against waylend for SOAK_SECONDS=$(SOAK_SECONDS), watching memory and fds"
+	@echo "make clean   remove .venv and what the tools left"
+
+# --- what there must be ------------------------------------------------------------------------------------------------
+
+$(VENV)/made:
+	@for python in $(PYTHON); do \
+	    $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	    $$python -c 'import venv, ensurepip' 2>/dev/null || { \
+	        echo "$$python lacks the module venv (on Debian: apt-get install python3-venv)" >&2; exit 1; }; \
+	    $$python -m venv $(VENV) && $(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' && touch $@; exit; \
+	done; \
+	echo "waylend needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3" >&2; exit 1
+
+# A dependency group (PEP 735) needs pip 25.1. The live group is large (Qt) and only the tests need it.
+$(VENV)/installed: pyproject.toml $(VENV)/made
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	@touch $@
+
+$(VENV)/installed-live: pyproject.toml $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --group live
+	@touch $@
+
+# dpkg-query answers at once and offline; apt-get is asked only for what is missing.
+system:
+	@bash tests/apt-packages.sh
+
+# --- what there is to do -----------------------------------------------------------------------------------------------
+
+demo: $(VENV)/installed
+	$(BIN)/python examples/demo.py docs/demo.png
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy --explicit-package-bases tests/conftest.py tests/processes.py tests/live tests/packaging
+	$(BIN)/lint-imports
+
+test: system $(VENV)/installed-live lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: system $(VENV)/installed
+	$(BIN)/python -m bench
+
+soak: $(VENV)/installed
+	$(BIN)/python -m bench.soak --seconds $(SOAK_SECONDS)
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
