@@ -37,7 +37,8 @@ def quote(text: bytes) -> str:
     """A string of a peer in double quotes, safe to print: printable characters as they are, all else escaped.
 
     Printable is what Unicode calls so: no control characters, direction marks, line separators or unassigned codes.
-    Bytes that are not UTF-8 show as ``\\xNN``. Above 1024 bytes the rest is only counted.
+    Control characters and bytes that are not UTF-8 show as ``\\xNN``, other characters as ``\\uNNNN``. Above 1024 bytes
+    the rest is only counted.
     """
     rest = len(text) - MAX_STRING_BYTES
     shown = "".join(map(_escape, text[:MAX_STRING_BYTES].decode("utf-8", "surrogateescape")))
@@ -51,8 +52,8 @@ def _escape(character: str) -> str:
         return character
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # what surrogateescape makes of a byte that is not UTF-8
-        code -= 0xDC00
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _format(arg: Argument, values: Iterator[object]) -> str:
