@@ -7,6 +7,7 @@ from typing import Protocol
 
 from waylend.backing.base import Backing
 from waylend.lending.lease import Lease, LossPolicy, Protection
+from waylend.lending.pages import PAGE_SIZE
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,22 @@ class LeaseStats:
     pages_present: int
     faults_served: int
     revocations: int
+
+    @classmethod
+    def of(cls, lease: Lease) -> LeaseStats:
+        """What the book knows of ``lease``. Called under the lock of the lease's domain."""
+        return cls(
+            lease_id=lease.lease_id,
+            name=lease.name,
+            gfn_start=lease.gfns.start,
+            page_count=lease.page_count,
+            size_bytes=lease.size_bytes,
+            protection=lease.protection.value,
+            loss=lease.loss.value,
+            pages_present=lease.pages_present,
+            faults_served=lease.faults_served,
+            revocations=lease.revocations,
+        )
 
 
 @dataclass(frozen=True)
@@ -75,3 +92,11 @@ class Domain(Protocol):
 
     def close(self) -> None:
         """Ends all leases and the mechanism: no mount, thread, process or fd stays. Idempotent."""
+
+
+def check_range(backing: Backing, offset_bytes: int, size_bytes: int) -> None:
+    """Raises ValueError for a range that isn't page-aligned at its start, or not in the backing."""
+    if offset_bytes < 0 or offset_bytes % PAGE_SIZE:
+        raise ValueError(f"the offset {offset_bytes} is not a page's")
+    if size_bytes < 1 or offset_bytes + size_bytes > backing.size_bytes:
+        raise ValueError(f"can't lend {size_bytes} bytes from {offset_bytes} of {backing.size_bytes}")

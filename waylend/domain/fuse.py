@@ -1,0 +1,657 @@
+"""FuseDomain: a borrower whose p2m is the page cache of FUSE files that we serve.
+
+Any local process borrows by mapping a descriptor from ``open_lease``; a VMM by mapping the file ``bar``, the whole
+aperture. A fault is a READ that we answer; invalidating is INVAL_INODE, by which the kernel writes dirty pages back
+to us and unmaps them everywhere, a VMM's second-stage tables included. How the kernel's requests look is in
+``fuse_wire``, the threads that take them are in ``fuse_server``, mounting is in ``mounts``.
+
+What the borrower can't do (DESIGN 4.6) follows from what it has, a descriptor of our file: it can neither write,
+truncate nor grow a read-only lease (OPEN for writing is refused, for root too; SETATTR is refused); it can pass the
+descriptor on, but what it passes on is revoked with it; pages that it pins (O_DIRECT, vmsplice) are copies in the
+page cache of the file, which an invalidation detaches, never pages of the backing.
+
+``bar`` and ``lease/<id>`` are files of their own, with page caches of their own: whoever must see the other's stores
+uses the same one (a VMM and the compositor's pool: ``bar``; local clients: the lease's file). Every invalidation
+reaches both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+
+from waylend.backing.base import Backing
+from waylend.domain import fuse_wire as wire
+from waylend.domain import mounts
+from waylend.domain.base import DomainStats, LeaseStats, check_range
+from waylend.domain.fuse_server import FuseServer
+from waylend.errors import BackingLost, LeaseEnded, RevokeTimeout
+from waylend.lending.lease import LOST, PRESENT, BackingIndex, Lease, LeaseState, LeaseTable, LossPolicy, Protection
+from waylend.lending.p2m import P2M, EventKind, EventLog, Invalidation, Verdict
+from waylend.lending.pages import PAGE_SHIFT, PAGE_SIZE, PageRange, page_count_of
+
+log = logging.getLogger(__name__)
+
+_ROOT, _LEASES, _BAR = wire.ROOT_NODE, 2, 3
+_FIRST_LEASE_NODE = 16
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_SYNC_AND_WAIT = 1 | 2 | 4  # SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE, _WAIT_AFTER
+#: How long an unmapping may wait for a fault that is held back because of it, before that fault is let through.
+_HOLD_S = 0.002
+
+
+class _Holding:
+    """A backing that this domain owns, and how many leases stand on it."""
+
+    def __init__(self, backing: Backing, unsubscribe: Callable[[], None]) -> None:
+        self.backing = backing
+        self.unsubscribe = unsubscribe
+        self.lease_count = 0
+
+
+class _LeaseFile:
+    """What the server keeps for one lease besides the book's entry."""
+
+    __slots__ = ("holding", "known", "lease", "opens", "read")
+
+    def __init__(self, lease: Lease, holding: _Holding) -> None:
+        self.lease = lease
+        self.holding = holding
+        self.read = holding.backing.read
+        #: Open files of borrowers, descriptors in flight and mappings included.
+        self.opens = 0
+        #: Whether the kernel has ever asked for the lease's own file.
+        self.known = False
+
+
+class FuseDomain:
+    """See ``Domain``. Raises Unavailable, with reason and remedy, where FUSE is not to be had.
+
+    ``read_only`` makes the whole mount so, and refuses writable leases. ``deadline_s`` is how long a revocation may
+    take before the whole aperture is cut off. ``mount_path`` also puts the mount on a directory, for a VMM that needs
+    a path (``/proc/<pid>/fd/<root_fd>/bar`` needs none); it is unmounted by ``close``. ``by_backing`` is an index to
+    share with other domains of the same lender.
+    """
+
+    mechanism = "fuse"
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        aperture_pages: int = (256 << 20) >> PAGE_SHIFT,
+        read_only: bool = False,
+        lease_limit: int = 1024,
+        page_limit: int | None = None,
+        deadline_s: float = 1.0,
+        read_ahead_pages: int = 32,
+        thread_count: int = 2,
+        mount_path: str | None = None,
+        by_backing: BackingIndex | None = None,
+    ) -> None:
+        self.name = name
+        self.events = EventLog()
+        self._p2m = P2M(self.events)
+        self._lock = self._p2m.lock
+        self._table = LeaseTable(
+            name, aperture_pages, lease_limit=lease_limit, page_limit=page_limit, by_backing=by_backing
+        )
+        self._read_only = read_only
+        self._deadline_s = deadline_s
+        self._holdings: dict[int, _Holding] = {}
+        self._files: dict[int, _LeaseFile] = {}  # by node
+        self._next_fh = 1
+        self._bar_known = False
+        self._gaps_cached = False  # ``bar`` may have pages of zeros where no lease was
+        self._own_openers: set[int] = set()
+        self._own_opens: set[int] = set()
+        self._closed = False
+        self._uid, self._gid = os.geteuid(), os.getegid()
+        self._server = FuseServer(
+            mounts.mount_fuse(name, read_only=read_only),
+            self,
+            name=name,
+            thread_count=thread_count,
+            read_ahead_pages=read_ahead_pages,
+        )
+        self._watchdog = _Watchdog(name, self._cut_off)
+        self._retiring: queue.SimpleQueue[Lease | None] = queue.SimpleQueue()
+        self._retirer = threading.Thread(target=self._retire, name=f"{name}-retirer", daemon=True)
+        self._retirer.start()
+        self._mount_path = mount_path
+        if mount_path is not None:
+            try:
+                mounts.attach(self._server.mount, mount_path)
+            except OSError:
+                self._mount_path = None
+                self.close()
+                raise
+
+    # -- the lender's side
+
+    @property
+    def root_fd(self) -> int:
+        """An O_PATH descriptor of the mount: ``bar`` and ``lease/<id>`` below it. Owned by the domain."""
+        return self._server.root_fd
+
+    @property
+    def other_users(self) -> bool:
+        """Whether borrowers of another user can use lent descriptors."""
+        return self._server.mount.other_users
+
+    def lend(
+        self,
+        backing: Backing,
+        *,
+        offset_bytes: int = 0,
+        size_bytes: int | None = None,
+        protection: Protection = Protection.READ,
+        loss: LossPolicy = LossPolicy.FAULT,
+        name: str = "",
+    ) -> Lease:
+        if size_bytes is None:
+            size_bytes = backing.size_bytes - offset_bytes
+        check_range(backing, offset_bytes, size_bytes)
+        if protection is Protection.READ_WRITE and (self._read_only or not backing.writable):
+            raise ValueError("can't lend for writing: the domain or the backing is read-only")
+        with self._lock:
+            if self._closed:
+                raise LeaseEnded(f"domain {self.name} is closed")
+            lease = self._table.add(
+                backing_key=backing.key,
+                backing_start=offset_bytes >> PAGE_SHIFT,
+                size_bytes=size_bytes,
+                protection=protection,
+                loss=loss,
+                name=name,
+            )
+            holding = self._holdings.get(id(backing))
+            if holding is None:
+                key = backing.key
+                unsubscribe = backing.subscribe(lambda pages: self._on_invalidate(key, pages))
+                holding = self._holdings[id(backing)] = _Holding(backing, unsubscribe)
+            holding.lease_count += 1
+            self._files[_node_of(lease)] = _LeaseFile(lease, holding)
+            gaps_cached = self._gaps_cached
+        if gaps_cached:
+            self._server.invalidate(_BAR, lease.gfns.start << PAGE_SHIFT, lease.page_count << PAGE_SHIFT)
+        self.events.emit(EventKind.LENT, lease, PageRange(0, lease.page_count))
+        return lease
+
+    def open_lease(self, lease: Lease) -> int:
+        flags = os.O_RDWR if lease.writable else os.O_RDONLY
+        try:
+            return os.open(f"lease/{lease.lease_id}", flags | os.O_CLOEXEC, dir_fd=self._server.root_fd)
+        except OSError as error:
+            if lease.state is LeaseState.ENDED or self._closed or self._server.cut_off:
+                raise LeaseEnded(f"lease {lease.lease_id} of domain {self.name} is over") from error
+            raise
+
+    def open_bar(self, *, writable: bool = False) -> int:
+        """A new fd of the whole aperture, page ``gfn`` at offset ``gfn * PAGE_SIZE``. Pages that nobody lent are faults."""
+        flags = os.O_RDWR if writable else os.O_RDONLY
+        return os.open("bar", flags | os.O_CLOEXEC, dir_fd=self._server.root_fd)
+
+    def revoke(self, lease: Lease, pages: PageRange | None = None) -> int:
+        """See ``Domain``. ``pages`` (from 0) takes only a part. Raises LeaseEnded, RevokeTimeout."""
+        if lease.state is LeaseState.ENDED:
+            raise LeaseEnded(f"lease {lease.lease_id} of domain {self.name} is over")
+        taken = self._invalidate(lease, PageRange(0, lease.page_count) if pages is None else pages)
+        lease.revocations += 1
+        return taken
+
+    def revoke_all(self) -> int:
+        """Revokes every lease of the domain."""
+        return sum(self.revoke(lease) for lease in self._table)
+
+    def sync(self, lease: Lease) -> None:
+        """What the borrower has written so far is in the backing, and durable there where the backing has such a thing."""
+        if lease.writable:
+            self._write_back(lease, PageRange(0, lease.page_count))
+            self._files[_node_of(lease)].holding.backing.sync()
+
+    def end(self, lease: Lease) -> None:
+        with self._lock:
+            if lease.state is LeaseState.ENDED:
+                return
+            lease.state = LeaseState.ENDED
+        try:
+            self._invalidate(lease, PageRange(0, lease.page_count))
+        finally:
+            self._forget(lease)
+
+    def end_when_unused(self, lease: Lease) -> None:
+        with self._lock:
+            if lease.state is LeaseState.ENDED:
+                return
+            lease.state = LeaseState.ENDING
+            unused = not self._files[_node_of(lease)].opens
+        if unused:
+            self._retiring.put(lease)
+
+    def lease(self, lease_id: int) -> Lease | None:
+        """The lease with that id, while it isn't over."""
+        with self._lock:
+            return self._table.by_id(lease_id)
+
+    def stats(self) -> DomainStats:
+        with self._lock:
+            leases = tuple(LeaseStats.of(lease) for lease in self._table)
+        return DomainStats(self.name, self.mechanism, self._table.aperture_pages, leases)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        for lease in self._table:
+            try:
+                self.end(lease)
+            except RevokeTimeout:
+                pass  # said so already; the connection is cut off
+        self._retiring.put(None)
+        self._retirer.join()
+        self._watchdog.close()
+        if self._mount_path is not None:
+            _libc.umount2(os.fsencode(self._mount_path), 2)  # MNT_DETACH
+        self._server.close()
+
+    # -- taking pages away
+
+    def _on_invalidate(self, key: Hashable, pages: PageRange) -> None:
+        with self._lock:
+            leases = self._table.on_backing(key, pages)
+        for lease in leases:
+            self._invalidate(lease, lease.from_backing(pages))
+
+    def _invalidate(self, lease: Lease, pages: PageRange) -> int:
+        assert not self._server.serves_here(), "an invalidation waits for the serving threads"
+        with self._watchdog.armed(self._deadline_s) as armed:
+            taken = self._p2m.invalidate(lease, pages, lambda invalidation: self._unmap(lease, invalidation))
+        if armed.missed:
+            raise RevokeTimeout(f"taking pages of lease {lease.lease_id} took longer than {self._deadline_s} s")
+        self.events.emit(EventKind.REVOKED, lease, pages)
+        return taken
+
+    def _unmap(self, lease: Lease, invalidation: Invalidation) -> None:
+        """Drops the pages from the kernel's page cache, until no fault can have slipped in behind (see Invalidation)."""
+        if lease.writable:
+            self._write_back(lease, invalidation.pages)
+        self._drop(lease, invalidation.pages)
+        while True:
+            with self._lock:
+                late = invalidation.next_round()
+            if not late:
+                return
+            for pages in late:
+                self._drop_again(lease, invalidation, pages)
+
+    def _drop_again(self, lease: Lease, invalidation: Invalidation, pages: PageRange) -> None:
+        """Drops ``pages`` while faults on them are held back; lets those through for which the kernel waits."""
+        with self._lock:
+            released = invalidation.pass_by(pages)
+        for again in released:
+            again()
+        dropping = threading.Thread(target=self._drop, args=(lease, pages), name=f"{self.name}-drop", daemon=True)
+        dropping.start()
+        dropping.join(_HOLD_S)
+        while dropping.is_alive():
+            with self._lock:
+                released = invalidation.let_through(pages)
+            for again in released:
+                again()
+            dropping.join(_HOLD_S)
+
+    def _drop(self, lease: Lease, pages: PageRange) -> None:
+        size_bytes = (pages.end - pages.start) << PAGE_SHIFT
+        node = _node_of(lease)
+        if self._files[node].known:
+            self._server.invalidate(node, pages.start << PAGE_SHIFT, size_bytes)
+        if self._bar_known:
+            self._server.invalidate(_BAR, (lease.gfns.start + pages.start) << PAGE_SHIFT, size_bytes)
+
+    def _write_back(self, lease: Lease, pages: PageRange) -> None:
+        """Has the kernel write dirty pages back in large requests; INVAL_INODE alone would do it page by page."""
+        size_bytes = (pages.end - pages.start) << PAGE_SHIFT
+        if self._files[_node_of(lease)].known:
+            self._write_back_file(f"lease/{lease.lease_id}", pages.start << PAGE_SHIFT, size_bytes)
+        if self._bar_known:
+            self._write_back_file("bar", (lease.gfns.start + pages.start) << PAGE_SHIFT, size_bytes)
+
+    def _write_back_file(self, path: str, offset_bytes: int, size_bytes: int) -> None:
+        thread_id = threading.get_native_id()
+        self._own_openers.add(thread_id)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._server.root_fd)
+        except OSError as error:  # cut off: nothing can be written back any more
+            log.warning("domain %s: can't write back %s: %s", self.name, path, error)
+            return
+        finally:
+            self._own_openers.discard(thread_id)
+        try:
+            _libc.sync_file_range(fd, offset_bytes, size_bytes, _SYNC_AND_WAIT)
+        finally:
+            os.close(fd)
+
+    def _cut_off(self) -> None:
+        """The last resort, called by the watchdog: every access of the borrower fails from now on."""
+        log.critical("domain %s: pages could not be taken away in time; its whole aperture is cut off", self.name)
+        self._server.abort()
+        for node in (*list(self._files), _BAR):  # what is mapped would stay so
+            self._server.invalidate(node, 0, 0)
+
+    def _forget(self, lease: Lease) -> None:
+        """Takes an ended lease out of the book, and lets its backing go when no fault uses it any more."""
+        with self._lock:
+            file = self._files.pop(_node_of(lease))
+            self._table.remove(lease)
+            holding = file.holding
+            holding.lease_count -= 1
+            last = not holding.lease_count
+            if last:
+                del self._holdings[id(holding.backing)]
+                if lease.faults_in_flight:
+                    lease.on_idle = holding.backing.close
+        if last:
+            holding.unsubscribe()
+            if lease.on_idle is None:
+                holding.backing.close()
+        if file.known:
+            self._server.forget(_LEASES, str(lease.lease_id))
+        self.events.emit(EventKind.ENDED, lease, PageRange(0, lease.page_count))
+
+    def _retire(self) -> None:
+        """The retirer's loop: ends leases that their last borrower has let go of."""
+        while (lease := self._retiring.get()) is not None:
+            try:
+                with self._lock:
+                    file = self._files.get(_node_of(lease))
+                    if file is None or file.opens or lease.state is not LeaseState.ENDING:
+                        continue
+                self.end(lease)
+            except Exception:
+                log.exception("domain %s: ending lease %d", self.name, lease.lease_id)
+
+    # -- what the server asks (Files); on serving threads
+
+    def lookup(self, parent: int, name: bytes) -> wire.Attributes | None:
+        if parent == _ROOT:
+            node = {b"bar": _BAR, b"lease": _LEASES}.get(name)
+            if node == _BAR:
+                self._bar_known = True
+            return None if node is None else self.attributes(node)
+        if parent != _LEASES or not name.isdigit() or len(name) > 18:
+            return None
+        file = self._files.get(_FIRST_LEASE_NODE + int(name))
+        if file is None or name != b"%d" % file.lease.lease_id:
+            return None
+        file.known = True
+        return self.attributes(_node_of(file.lease))
+
+    def attributes(self, node: int) -> wire.Attributes | None:
+        if node in (_ROOT, _LEASES):
+            return wire.Attributes(node, 0, wire.S_IFDIR | 0o500, self._uid, self._gid)
+        if node == _BAR:
+            mode = wire.S_IFREG | (0o400 if self._read_only else 0o600)
+            return wire.Attributes(node, self._table.aperture_pages << PAGE_SHIFT, mode, self._uid, self._gid)
+        file = self._files.get(node)
+        if file is None:
+            return None
+        mode = wire.S_IFREG | (0o600 if file.lease.writable else 0o400)
+        return wire.Attributes(node, file.lease.size_bytes, mode, self._uid, self._gid)
+
+    def entries(self, node: int) -> list[tuple[int, str, int]]:
+        if node == _ROOT:
+            return [(_LEASES, "lease", wire.S_IFDIR), (_BAR, "bar", wire.S_IFREG)]
+        with self._lock:
+            return [(_node_of(lease), str(lease.lease_id), wire.S_IFREG) for lease in self._table]
+
+    def open(self, node: int, flags: int, thread_id: int) -> int:
+        writes = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
+        with self._lock:
+            fh = self._next_fh
+            self._next_fh += 1
+            if node == _BAR:
+                if writes and self._read_only:
+                    raise OSError(errno.EROFS, "the domain is read-only")
+                return fh
+            file = self._files.get(node)
+            if file is None or file.lease.state is LeaseState.ENDED:
+                if file is not None and thread_id in self._own_openers:
+                    self._own_opens.add(fh)  # writing back at the lease's end
+                    return fh
+                raise OSError(errno.ENOENT, "the lease is over")
+            if writes and not file.lease.writable:
+                raise OSError(errno.EACCES, "the lease is read-only")
+            if thread_id in self._own_openers:
+                self._own_opens.add(fh)
+            else:
+                file.opens += 1
+            return fh
+
+    def release(self, node: int, fh: int) -> None:
+        with self._lock:
+            if fh in self._own_opens:
+                self._own_opens.remove(fh)
+                return
+            file = self._files.get(node)
+            if file is None:
+                return
+            file.opens -= 1
+            unused = not file.opens and file.lease.state is LeaseState.ENDING
+        if unused:
+            self._retiring.put(file.lease)
+
+    def read(self, unique: int, node: int, offset_bytes: int, size_bytes: int) -> None:
+        if node == _BAR:
+            self._read_bar(unique, offset_bytes, size_bytes)
+            return
+        file = self._files.get(node)
+        start = offset_bytes >> PAGE_SHIFT
+        if file is None or offset_bytes & (PAGE_SIZE - 1):
+            self._server.fail(unique, errno.EIO)
+            return
+        end = min(start + ((size_bytes + PAGE_SIZE - 1) >> PAGE_SHIFT), file.lease.page_count)
+        content = self._resolve(file, PageRange(start, end), lambda: self.read(unique, node, offset_bytes, size_bytes))
+        if content is None:
+            self._server.fail(unique, errno.EIO)
+        elif content:
+            self._server.answer(unique, content)
+
+    def _read_bar(self, unique: int, offset_bytes: int, size_bytes: int) -> None:
+        """A READ of the whole aperture's file may span leases, and gaps between them, which read as zeros then."""
+        gfns = PageRange(offset_bytes >> PAGE_SHIFT, (offset_bytes + size_bytes + PAGE_SIZE - 1) >> PAGE_SHIFT)
+        answer = bytearray(gfns.page_count << PAGE_SHIFT)
+        with self._lock:
+            leases = self._table.overlapping(gfns)
+            covered = sum(lease.gfns.intersection(gfns).page_count for lease in leases)
+            if covered < gfns.page_count:
+                self._gaps_cached = True
+        if not leases:
+            self._server.fail(unique, errno.EIO)
+            return
+        for lease in leases:
+            common = lease.gfns.intersection(gfns)
+            file = self._files.get(_node_of(lease))
+            pages = PageRange(common.start - lease.gfns.start, common.end - lease.gfns.start)
+            content = (
+                None
+                if file is None
+                else self._resolve(file, pages, lambda: self._read_bar(unique, offset_bytes, size_bytes))
+            )
+            if content is None:
+                self._server.fail(unique, errno.EIO)
+                return
+            if not content:
+                return  # parked: comes here again from the start
+            at = (common.start - gfns.start) << PAGE_SHIFT
+            answer[at : at + len(content)] = content
+        self._server.answer(unique, answer)
+
+    def _resolve(self, file: _LeaseFile, pages: PageRange, again: Callable[[], None]) -> bytes | None:
+        """The fault protocol: the content of ``pages``, None for a failure, b"" where ``again`` will be called later."""
+        lease = file.lease
+        p2m = self._p2m
+        if pages.start >= pages.end:
+            return None
+        if self.events.watched:
+            self.events.emit(EventKind.FAULTED, lease, pages)
+        while True:
+            try:
+                sequence = p2m.begin(lease)
+            except LeaseEnded:
+                return None
+            page_state = PRESENT
+            content: bytes | None
+            try:
+                content = file.read(lease.to_backing(pages))
+            except BackingLost as lost:
+                log.warning("domain %s, lease %d: %s", self.name, lease.lease_id, lost)
+                page_state = LOST
+                content = self._salvaged(file, pages)
+            except BaseException:
+                p2m.settle(lease, PageRange(0, 0), -1, again)
+                raise
+            verdict = p2m.settle(lease, pages, sequence, again, page_state)
+            if verdict is Verdict.INSTALL:
+                break
+            if verdict is Verdict.PARKED:
+                return b""
+        if page_state == LOST:
+            self.events.emit(EventKind.LOST, lease, pages)
+        elif self.events.watched:
+            self.events.emit(EventKind.SERVED, lease, pages)
+        if content is not None and pages.end == lease.page_count and lease.size_bytes & (PAGE_SIZE - 1):
+            # Nothing of the backing beyond the lease's last byte.
+            content = content[: lease.size_bytes - (pages.start << PAGE_SHIFT)].ljust(len(content), b"\0")
+        return content
+
+    def _salvaged(self, file: _LeaseFile, pages: PageRange) -> bytes | None:
+        """Page by page what the backing still has, with zeros for the rest; None where the lease's policy is a fault.
+
+        When a read-ahead fails, the kernel asks again for the one page that was touched.
+        """
+        if file.lease.loss is LossPolicy.FAULT:
+            return None
+        content = bytearray()
+        for page in range(*pages):
+            try:
+                content += file.read(file.lease.to_backing(PageRange(page, page + 1)))
+            except BackingLost:
+                content += bytes(PAGE_SIZE)
+        return bytes(content)
+
+    def write(self, node: int, offset_bytes: int, content: memoryview) -> None:
+        if node == _BAR:
+            gfns = PageRange(offset_bytes >> PAGE_SHIFT, page_count_of(offset_bytes + len(content)))
+            with self._lock:
+                leases = self._table.overlapping(gfns)
+            for lease in leases:
+                first = max(lease.gfns.start << PAGE_SHIFT, offset_bytes)
+                last = min((lease.gfns.start << PAGE_SHIFT) + lease.size_bytes, offset_bytes + len(content))
+                if lease.writable and first < last:
+                    self._write_lease(
+                        self._files[_node_of(lease)],
+                        first - (lease.gfns.start << PAGE_SHIFT),
+                        content[first - offset_bytes : last - offset_bytes],
+                    )
+            return
+        file = self._files.get(node)
+        if file is None or not file.lease.writable:
+            raise OSError(errno.EIO, "nothing is lent for writing there")
+        if offset_bytes + len(content) > file.lease.size_bytes:
+            raise OSError(errno.ENOSPC, "a lease doesn't grow")
+        self._write_lease(file, offset_bytes, content)
+
+    def _write_lease(self, file: _LeaseFile, offset_bytes: int, content: memoryview) -> None:
+        """Hands bytes that a borrower wrote to the backing, which takes pages: the edges are read first."""
+        lease = file.lease
+        pages = PageRange(offset_bytes >> PAGE_SHIFT, page_count_of(offset_bytes + len(content)))
+        whole: memoryview | bytearray = content
+        try:
+            if len(content) != pages.page_count << PAGE_SHIFT:
+                whole = bytearray(file.read(lease.to_backing(pages)))
+                at = offset_bytes - (pages.start << PAGE_SHIFT)
+                whole[at : at + len(content)] = content
+            file.holding.backing.write(lease.to_backing(pages), memoryview(whole))
+        except BackingLost as lost:
+            log.error("domain %s, lease %d: what was written is lost: %s", self.name, lease.lease_id, lost)
+            with self._lock:
+                lease.pages[pages.start : pages.end] = bytes((LOST,)) * pages.page_count
+            self.events.emit(EventKind.LOST, lease, pages)
+            raise OSError(errno.EIO, str(lost)) from lost
+
+    def sync_file(self, node: int) -> None:
+        file = self._files.get(node)
+        if file is not None and file.lease.writable:
+            file.holding.backing.sync()
+
+
+def _node_of(lease: Lease) -> int:
+    return _FIRST_LEASE_NODE + lease.lease_id
+
+
+class _Armed:
+    """One deadline that the watchdog watches. ``missed`` once it has passed."""
+
+    __slots__ = ("deadline", "missed")
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.missed = False
+
+
+class _Watchdog:
+    """Calls ``cut_off`` when an armed deadline passes. Arming costs no wake-up as a rule: the thread looks by itself."""
+
+    _LOOK_S = 0.05
+
+    def __init__(self, name: str, cut_off: Callable[[], None]) -> None:
+        self._cut_off = cut_off
+        self._armed: set[_Armed] = set()
+        self._wanted = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._watch, name=f"{name}-watchdog", daemon=True)
+        self._thread.start()
+
+    @contextmanager
+    def armed(self, deadline_s: float) -> Iterator[_Armed]:
+        armed = _Armed(time.monotonic() + deadline_s)
+        self._armed.add(armed)
+        if not self._wanted.is_set():
+            self._wanted.set()
+        try:
+            yield armed
+        finally:
+            self._armed.discard(armed)
+
+    def close(self) -> None:
+        self._closed = True
+        self._wanted.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        quiet_looks = 0
+        while not self._closed:
+            self._wanted.wait()
+            time.sleep(self._LOOK_S)
+            armed = list(self._armed)
+            missed = [each for each in armed if time.monotonic() > each.deadline and not each.missed]
+            for each in missed:
+                each.missed = True
+            if missed:
+                self._cut_off()
+            quiet_looks = 0 if armed else quiet_looks + 1
+            if quiet_looks > 20 and not self._closed:
+                self._wanted.clear()
+                quiet_looks = 0
+                if self._armed:  # armed in between
+                    self._wanted.set()

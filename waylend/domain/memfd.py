@@ -1,0 +1,244 @@
+"""MemfdDomain: lent memory without FUSE, as far as that goes. Each lease is a memfd of ours, filled when it is first
+opened.
+
+What it can't do, and FuseDomain can:
+
+- Serve faults. All pages are copied from the backing at once, on the first ``open_lease``; what the backing is later
+  shows only in a lease that was not open before, or was revoked since.
+- Serve a page again after it was taken away. Revoking cuts the memfd off, so every mapping of it is lost for good: an
+  access is SIGBUS (loss ``fault``) or reads zeros (loss ``zero``). The next ``open_lease`` gets a new memfd with
+  fresh pages.
+- Know who still uses a lease: ``end_when_unused`` ends it at once for new openers, but leaves the pages to those who
+  have them.
+- Tell stores of the borrower from its own: a writable lease is written back whole, at revocation, end and ``sync``.
+
+What it does keep: the borrower never has the backing's own descriptor; it can't write or grow a read-only lease (the
+memfd is sealed), neither through a descriptor opened anew. A borrower with our own user id could change the memfd's
+mode and cut it short, for itself and others who were lent the same lease, but never change what is in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+from waylend.backing.base import Backing
+from waylend.domain.base import DomainStats, LeaseStats, check_range
+from waylend.errors import BackingLost, LeaseEnded
+from waylend.lending.lease import (
+    ABSENT,
+    LOST,
+    PRESENT,
+    BackingIndex,
+    Lease,
+    LeaseTable,
+    LossPolicy,
+    Protection,
+)
+from waylend.lending.p2m import EventKind, EventLog
+from waylend.lending.pages import PAGE_SHIFT, PageRange
+
+# fcntl(2) and its seals, which the ``fcntl`` module of Python 3.11 lacks (linux/fcntl.h).
+_F_ADD_SEALS = 1033
+_F_SEAL_SEAL = 0x0001
+_F_SEAL_WRITE = 0x0008
+#: How much is copied at a time while a lease is filled or written back.
+_STRIDE_PAGES = 256
+
+
+@dataclass
+class _Lent:
+    lease: Lease
+    backing: Backing
+    unsubscribe: Callable[[], None]
+    memfd: int = -1  # -1: not filled yet, or revoked
+
+
+class MemfdDomain:
+    """See ``Domain``, and the module's docstring for what this one can't do."""
+
+    mechanism = "memfd"
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        aperture_pages: int = (256 << 20) >> PAGE_SHIFT,
+        read_only: bool = False,
+        lease_limit: int = 1024,
+        page_limit: int | None = None,
+        by_backing: BackingIndex | None = None,
+    ) -> None:
+        self.name = name
+        self.events = EventLog()
+        self._read_only = read_only
+        # Reentrant: a backing may take pages away while we read it.
+        self._lock = threading.RLock()
+        self._table = LeaseTable(
+            name, aperture_pages, lease_limit=lease_limit, page_limit=page_limit, by_backing=by_backing
+        )
+        self._lent: dict[int, _Lent] = {}
+        self._closed = False
+
+    def lend(
+        self,
+        backing: Backing,
+        *,
+        offset_bytes: int = 0,
+        size_bytes: int | None = None,
+        protection: Protection = Protection.READ,
+        loss: LossPolicy = LossPolicy.FAULT,
+        name: str = "",
+    ) -> Lease:
+        if size_bytes is None:
+            size_bytes = backing.size_bytes - offset_bytes
+        check_range(backing, offset_bytes, size_bytes)
+        if protection is Protection.READ_WRITE and (self._read_only or not backing.writable):
+            raise ValueError("can't lend for writing: the domain or the backing is read-only")
+        with self._lock:
+            if self._closed:
+                raise LeaseEnded(f"domain {self.name} is closed")
+            lease = self._table.add(
+                backing_key=backing.key,
+                backing_start=offset_bytes >> PAGE_SHIFT,
+                size_bytes=size_bytes,
+                protection=protection,
+                loss=loss,
+                name=name,
+            )
+            key = backing.key
+            unsubscribe = backing.subscribe(lambda pages: self._on_invalidate(key, pages))
+            self._lent[lease.lease_id] = _Lent(lease, backing, unsubscribe)
+        self.events.emit(EventKind.LENT, lease, PageRange(0, lease.page_count))
+        return lease
+
+    def open_lease(self, lease: Lease) -> int:
+        with self._lock:
+            lent = self._lent.get(lease.lease_id)
+            if lent is None or lent.lease is not lease:
+                raise LeaseEnded(f"lease {lease.lease_id} of domain {self.name} is over")
+            if lent.memfd < 0:
+                self._fill(lent)
+            flags = os.O_RDWR if lease.writable else os.O_RDONLY
+            # A new open file: offsets aren't shared, and a read-only one can't be written through.
+            return os.open(f"/proc/self/fd/{lent.memfd}", flags | os.O_CLOEXEC)
+
+    def revoke(self, lease: Lease) -> int:
+        with self._lock:
+            lent = self._lent.get(lease.lease_id)
+            if lent is None:
+                raise LeaseEnded(f"lease {lease.lease_id} of domain {self.name} is over")
+            taken = self._cut_off(lent)
+            lease.revocations += 1
+        self.events.emit(EventKind.REVOKED, lease, PageRange(0, lease.page_count))
+        return taken
+
+    def sync(self, lease: Lease) -> None:
+        """What the borrower has written so far is in the backing, and durable there where the backing has such a thing."""
+        with self._lock:
+            lent = self._lent.get(lease.lease_id)
+            if lent is not None and lease.writable:
+                self._write_back(lent)
+                lent.backing.sync()
+
+    def end(self, lease: Lease) -> None:
+        self._end(lease, take_pages=True)
+
+    def end_when_unused(self, lease: Lease) -> None:
+        self._end(lease, take_pages=lease.writable)
+
+    def lease(self, lease_id: int) -> Lease | None:
+        """The lease with that id, while it isn't over."""
+        with self._lock:
+            return self._table.by_id(lease_id)
+
+    def stats(self) -> DomainStats:
+        with self._lock:
+            leases = tuple(LeaseStats.of(lease) for lease in self._table)
+        return DomainStats(self.name, self.mechanism, self._table.aperture_pages, leases)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            for lent in list(self._lent.values()):
+                self.end(lent.lease)
+
+    def _end(self, lease: Lease, *, take_pages: bool) -> None:
+        with self._lock:
+            lent = self._lent.pop(lease.lease_id, None)
+            if lent is None:
+                return
+            if take_pages:
+                self._cut_off(lent)
+            elif lent.memfd >= 0:
+                os.close(lent.memfd)
+            self._table.remove(lease)
+            last = all(other.backing is not lent.backing for other in self._lent.values())
+        lent.unsubscribe()
+        if last:
+            lent.backing.close()
+        self.events.emit(EventKind.ENDED, lease, PageRange(0, lease.page_count))
+
+    def _on_invalidate(self, key: Hashable, pages: PageRange) -> None:
+        with self._lock:
+            for lease in self._table.on_backing(key, pages):
+                self.revoke(lease)
+
+    def _fill(self, lent: _Lent) -> None:
+        """Copies the whole lease into a new memfd. Raises BackingLost under the policy ``fault``."""
+        lease = lent.lease
+        memfd = os.memfd_create(f"waylend-{lease.lease_id}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.fchmod(memfd, 0o600 if lease.writable else 0o400)
+            os.ftruncate(memfd, lease.size_bytes)
+            for start in range(0, lease.page_count, _STRIDE_PAGES):
+                pages = PageRange(start, min(start + _STRIDE_PAGES, lease.page_count))
+                state = PRESENT
+                try:
+                    content = lent.backing.read(lease.to_backing(pages))
+                except BackingLost:
+                    self.events.emit(EventKind.LOST, lease, pages)
+                    if lease.loss is LossPolicy.FAULT:
+                        raise
+                    content, state = bytes(pages.page_count << PAGE_SHIFT), LOST
+                os.pwrite(memfd, content[: lease.size_bytes - (start << PAGE_SHIFT)], start << PAGE_SHIFT)
+                lease.pages[pages.start : pages.end] = bytes((state,)) * pages.page_count
+            if not lease.writable:
+                # Not F_SEAL_SHRINK: cutting it short is how we take the pages away.
+                fcntl.fcntl(memfd, _F_ADD_SEALS, _F_SEAL_WRITE | _F_SEAL_SEAL)
+        except BaseException:
+            lease.pages[:] = bytes(lease.page_count)
+            os.close(memfd)
+            raise
+        lease.faults_served += 1
+        lent.memfd = memfd
+
+    def _cut_off(self, lent: _Lent) -> int:
+        """Takes all pages from everyone who has them; what the borrower wrote goes to the backing first."""
+        lease = lent.lease
+        taken = lease.pages_present
+        if lent.memfd >= 0:
+            if lease.writable:
+                self._write_back(lent)
+            os.ftruncate(lent.memfd, 0)
+            if lease.loss is LossPolicy.ZERO:
+                os.ftruncate(lent.memfd, lease.size_bytes)
+            os.close(lent.memfd)
+            lent.memfd = -1
+        lease.pages[:] = bytes((ABSENT,)) * lease.page_count
+        lease.sequence += 1
+        return taken
+
+    def _write_back(self, lent: _Lent) -> None:
+        if lent.memfd < 0:
+            return
+        lease = lent.lease
+        for start in range(0, lease.page_count, _STRIDE_PAGES):
+            pages = PageRange(start, min(start + _STRIDE_PAGES, lease.page_count))
+            content = os.pread(lent.memfd, pages.page_count << PAGE_SHIFT, start << PAGE_SHIFT)
+            with contextlib.suppress(BackingLost):
+                lent.backing.write(lease.to_backing(pages), content)

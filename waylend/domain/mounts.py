@@ -1,0 +1,211 @@
+"""Getting a FUSE connection: a mount of our own that leaves nothing behind, whatever becomes of us.
+
+The mount is *detached*: it is in no mount table and on no path, it is reached through a file descriptor of its root,
+and it vanishes with the last descriptor, also after SIGKILL. As root (of a user namespace at least) that is
+fsopen(2), fsconfig(2), fsmount(2); without, fusermount3 mounts on an empty directory of ours, which is unmounted
+lazily as soon as it is open. Nothing about files or leases lives here.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from dataclasses import dataclass
+
+from waylend.errors import Unavailable
+
+# System calls that neither Python nor older C libraries wrap; the numbers are the same on all architectures (Linux
+# 5.2).
+_SYS_MOVE_MOUNT = 429
+_SYS_FSOPEN = 430
+_SYS_FSCONFIG = 431
+_SYS_FSMOUNT = 432
+_FSOPEN_CLOEXEC = 1
+_FSCONFIG_SET_FLAG = 0
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_CMD_CREATE = 6
+_FSMOUNT_CLOEXEC = 1
+_MOUNT_ATTR_RDONLY = 1
+_MOUNT_ATTR_SAFE = 2 | 4 | 8  # nosuid, nodev, noexec
+_MOVE_MOUNT_F_EMPTY_PATH = 4
+_AT_FDCWD = -100
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass
+class FuseMount:
+    """A mounted connection. Its owner closes both descriptors (``close``)."""
+
+    device_fd: int
+    root_fd: int
+    #: Whether processes of other users can use descriptors of its files.
+    other_users: bool
+
+    def close(self) -> None:
+        """Lets go of both descriptors. Idempotent."""
+        for name in ("root_fd", "device_fd"):
+            fd = getattr(self, name)
+            setattr(self, name, -1)
+            if fd >= 0:
+                os.close(fd)
+
+
+def mount_fuse(name: str, *, read_only: bool = False) -> FuseMount:
+    """A new connection. Nobody serves it yet: don't touch ``root_fd`` with anything that asks the server.
+
+    Raises Unavailable, with what to do about it.
+    """
+    try:
+        device_fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        remedy = "load the kernel module fuse (modprobe fuse), or give this container the device /dev/fuse"
+        raise Unavailable(f"/dev/fuse can't be opened: {error.strerror}", remedy) from error
+    try:
+        root_fd = _mount_detached(device_fd, name, read_only)
+    except OSError as refused:
+        os.close(device_fd)
+        return _mount_through_fusermount(name, read_only, refused)
+    return FuseMount(device_fd, root_fd, other_users=True)
+
+
+def attach(mount: FuseMount, path: str) -> None:
+    """Also puts the mount on the directory ``path``, for programs that need one. ``umount`` it yourself. Raises OSError."""
+    _system_call(
+        "move_mount", _SYS_MOVE_MOUNT, mount.root_fd, b"", _AT_FDCWD, os.fsencode(path), _MOVE_MOUNT_F_EMPTY_PATH
+    )
+
+
+def abort(connection: int) -> None:
+    """Cuts connection number ``connection`` off: every request under way or to come fails. Raises OSError.
+
+    Through the file system fusectl where it is mounted, else through a detached mount of it (which needs root).
+    """
+    try:
+        control = os.open("/sys/fs/fuse/connections", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = os.open(f"{connection}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
+        finally:
+            os.close(control)
+    except OSError:
+        context = _system_call("fsopen", _SYS_FSOPEN, b"fusectl", _FSOPEN_CLOEXEC)
+        try:
+            _configure(context, _FSCONFIG_CMD_CREATE)
+            control = _system_call("fsmount", _SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, _MOUNT_ATTR_SAFE)
+        finally:
+            os.close(context)
+        try:
+            fd = os.open(f"{connection}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
+        finally:
+            os.close(control)
+    try:
+        os.write(fd, b"1")
+    finally:
+        os.close(fd)
+
+
+def _mount_detached(device_fd: int, name: str, read_only: bool) -> int:
+    context = _system_call("fsopen", _SYS_FSOPEN, b"fuse", _FSOPEN_CLOEXEC)
+    try:
+        for key, value in (
+            ("source", name),
+            ("fd", str(device_fd)),
+            ("rootmode", "40000"),
+            ("user_id", str(os.geteuid())),
+            ("group_id", str(os.getegid())),
+        ):
+            _configure(context, _FSCONFIG_SET_STRING, key, value)
+        with contextlib.suppress(OSError):  # only a name, and not every kernel takes it here
+            _configure(context, _FSCONFIG_SET_STRING, "subtype", "waylend")
+        for flag in ("allow_other", "default_permissions", *(("ro",) if read_only else ())):
+            _configure(context, _FSCONFIG_SET_FLAG, flag)
+        _configure(context, _FSCONFIG_CMD_CREATE)
+        attributes = _MOUNT_ATTR_SAFE | (_MOUNT_ATTR_RDONLY if read_only else 0)
+        return _system_call("fsmount", _SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
+    finally:
+        os.close(context)
+
+
+def _configure(context: int, command: int, key: str | None = None, value: str | None = None) -> None:
+    _system_call(
+        "fsconfig",
+        _SYS_FSCONFIG,
+        context,
+        command,
+        None if key is None else key.encode(),
+        None if value is None else value.encode(),
+        0,
+    )
+
+
+def _system_call(name: str, *arguments: object) -> int:
+    result = int(_libc.syscall(*arguments))
+    if result < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, f"{name}: {os.strerror(errno)}")
+    return result
+
+
+def _mount_through_fusermount(name: str, read_only: bool, refused: OSError) -> FuseMount:
+    program = shutil.which("fusermount3") or shutil.which("fusermount")
+    if program is None:
+        raise Unavailable(
+            f"this user may not mount FUSE ({refused}) and there is no fusermount3",
+            "apt-get install fuse3, or run as root",
+        ) from refused
+    options = f"fsname={name},subtype=waylend,default_permissions,nosuid,nodev,noexec" + (",ro" if read_only else "")
+    try:
+        return _fusermount(program, options + ",allow_other", other_users=True)
+    except Unavailable:  # allow_other needs user_allow_other in /etc/fuse.conf
+        return _fusermount(program, options, other_users=False)
+
+
+def _fusermount(program: str, options: str, *, other_users: bool) -> FuseMount:
+    """Mounts through fusermount3, which passes the descriptor back over the socket that _FUSE_COMMFD names."""
+    ours, theirs = socket.socketpair()
+    directory = tempfile.mkdtemp(prefix="waylend-")
+    device_fd = root_fd = -1
+    try:
+        with ours, theirs:
+            done = subprocess.run(
+                [program, "-o", options, "--", directory],
+                env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                check=False,
+            )
+            if done.returncode:
+                reason = done.stderr.decode(errors="replace").strip() or f"status {done.returncode}"
+                raise Unavailable(f"fusermount3 refused: {reason}", "see fusermount3(1), or run as root")
+            device_fd = _received_fd(ours)
+        try:
+            root_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        finally:
+            subprocess.run([program, "-u", "-z", "--", directory], stdin=subprocess.DEVNULL, check=False)
+    except BaseException:
+        if device_fd >= 0:
+            os.close(device_fd)
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
+    return FuseMount(device_fd, root_fd, other_users)
+
+
+def _received_fd(receiver: socket.socket) -> int:
+    fds = array.array("i")
+    _, ancillary, _, _ = receiver.recvmsg(1, socket.CMSG_SPACE(fds.itemsize), socket.MSG_CMSG_CLOEXEC)
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: fds.itemsize])
+    if not fds:
+        raise Unavailable("fusermount3 passed no descriptor")
+    return fds[0]

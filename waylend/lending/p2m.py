@@ -1,0 +1,323 @@
+"""How a lent page comes and goes: the fault / invalidate protocol, and what of it a domain must supply.
+
+The race that matters: a fault fetches a page while its owner takes it away. The cure is KVM's (``mmu_invalidate_seq``
+and ``mmu_invalidate_in_progress``): a fault samples the lease's sequence counter, fetches without a lock, and
+installs under the lock only if the counter stands still and no invalidation of that range is in progress; else it
+starts again. An invalidation raises in-progress, unmaps, waits until the unmap is visible, bumps the counter and
+lowers in-progress.
+
+Two kinds of domains use it. Where a fault can simply be left waiting (kvm, xen_model), ``P2M.fault`` is the whole
+protocol. Where the unmapping itself waits for faults that are under way (fuse: INVAL_INODE takes each page's lock,
+which a READ holds until we answer it), the domain calls ``begin`` and ``settle``, and an ``Invalidation`` says which
+faults to answer meanwhile, which to leave waiting, and which pages must be unmapped once more.
+
+No system call lives here; the only waiting is that of ``P2M.fault`` for an invalidation, never for a borrower.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from waylend.errors import BackingLost, LeaseEnded
+from waylend.lending.lease import ABSENT, LOST, PRESENT, RESOLVING, Lease, LeaseState, LossPolicy
+from waylend.lending.pages import PAGE_SIZE, PageRange
+
+
+class EventKind(enum.Enum):
+    LENT = "lent"
+    FAULTED = "faulted"
+    SERVED = "served"
+    REVOKED = "revoked"
+    LOST = "lost"
+    ENDED = "ended"
+
+
+class Event(NamedTuple):
+    """One thing that happened to ``page_count`` pages of a lease from ``page`` on (from 0). ``time_ns`` is monotonic."""
+
+    kind: EventKind
+    time_ns: int
+    domain_name: str
+    lease_id: int
+    page: int
+    page_count: int
+
+
+Observer = Callable[[Event], None]
+
+
+class EventLog:
+    """The last events of a domain, and those who watch them.
+
+    Faulted and served events are made only while somebody watches; they are counted on the lease in any case.
+    Observers are called on the thread that did the work, so they must be quick, must not raise, and must never touch
+    lent memory.
+    """
+
+    def __init__(self, keep: int = 1024) -> None:
+        self._recent: deque[Event] = deque(maxlen=keep)
+        self._observers: tuple[Observer, ...] = ()
+        #: Read by hot paths: is anybody watching?
+        self.watched = False
+
+    def watch(self, observer: Observer) -> Callable[[], None]:
+        """Calls ``observer`` with every event from now on. Returns the way to end that."""
+        self._observers = (*self._observers, observer)
+        self.watched = True
+
+        def unwatch() -> None:
+            self._observers = tuple(o for o in self._observers if o is not observer)
+            self.watched = bool(self._observers)
+
+        return unwatch
+
+    def emit(self, kind: EventKind, lease: Lease, pages: PageRange) -> None:
+        event = Event(
+            kind, time.monotonic_ns(), lease.domain_name, lease.lease_id, pages.start, pages.end - pages.start
+        )
+        self._recent.append(event)
+        for observer in self._observers:
+            observer(event)
+
+    def recent(self) -> list[Event]:
+        return list(self._recent)
+
+
+class Verdict(enum.Enum):
+    """What to do with a fault whose content has been fetched."""
+
+    INSTALL = "install"
+    #: An invalidation came between: fetch again.
+    AGAIN = "again"
+    #: An invalidation of these pages is in progress and holds the fault back: it is in ``Invalidation.parked`` now.
+    PARKED = "parked"
+
+
+class Parked(Protocol):
+    """A fault that waits for an invalidation's end. Called to be served from its beginning."""
+
+    def __call__(self) -> None: ...
+
+
+class Invalidation:
+    """One invalidation of ``pages`` of a lease, while it is in progress. Guarded by the P2M's lock.
+
+    At first it is *open*: the unmapping may wait for any fault on these pages, so all of them are answered at once,
+    with the content that is still valid, and noted in ``late``: the unmapping may have passed their page before.
+    Then, one late range after the other is unmapped once more. A fault on a range that is still ahead is answered
+    (its unmapping is to come); any other is parked until the end, as its page has been unmapped for the last time.
+    """
+
+    __slots__ = ("ahead", "late", "open", "pages", "parked")
+
+    def __init__(self, pages: PageRange) -> None:
+        self.pages = pages
+        self.open = True
+        self.late: list[PageRange] = []
+        self.ahead: list[PageRange] = []
+        self.parked: list[tuple[PageRange, Parked]] = []
+
+    def answers(self, pages: PageRange) -> bool:
+        """Whether a fault on ``pages`` is answered now; notes it as late where that is needed."""
+        if self.open:
+            self.late.append(pages)
+            return True
+        if any(ahead.contains(pages) for ahead in self.ahead):
+            return True
+        if any(ahead.overlaps(pages) for ahead in self.ahead):
+            self.late.append(pages)
+            return True
+        return False
+
+    def next_round(self) -> list[PageRange]:
+        """Closes the round: the late ranges, merged, in order, which are *ahead* from now on. None: all is unmapped."""
+        self.open = False
+        self.ahead = _merged(self.late)
+        self.late = []
+        return list(self.ahead)
+
+    def pass_by(self, pages: PageRange) -> list[Parked]:
+        """``pages``, an element of ``ahead``, is about to be unmapped: from now on faults on it are parked.
+
+        Returns the parked faults that overlap it: the unmapping would wait for them, so let them go on first.
+        """
+        released = self._released(pages)
+        self.ahead.remove(pages)
+        return released
+
+    def let_through(self, pages: PageRange) -> list[Parked]:
+        """The unmapping of ``pages`` seems to wait for parked faults: returns them, to go on and be answered.
+
+        So ``pages`` are ahead again, and late: they will be unmapped once more.
+        """
+        if pages not in self.ahead:
+            self.ahead.append(pages)
+            self.late.append(pages)
+        return self._released(pages)
+
+    def _released(self, pages: PageRange) -> list[Parked]:
+        released = [fault for range_, fault in self.parked if range_.overlaps(pages)]
+        self.parked = [(range_, fault) for range_, fault in self.parked if not range_.overlaps(pages)]
+        return released
+
+
+def _merged(ranges: list[PageRange]) -> list[PageRange]:
+    merged: list[PageRange] = []
+    for pages in sorted(ranges):
+        if merged and pages.start <= merged[-1].end:
+            merged[-1] = PageRange(merged[-1].start, max(merged[-1].end, pages.end))
+        else:
+            merged.append(pages)
+    return merged
+
+
+class P2M:
+    """The protocol for the leases of one domain. ``lock`` also guards the domain's LeaseTable; no step holds it for long."""
+
+    def __init__(self, events: EventLog | None = None) -> None:
+        self.lock = threading.Lock()
+        self.events = EventLog() if events is None else events
+        self._changed = threading.Condition(self.lock)
+        self._in_progress: dict[Lease, list[Invalidation]] = {}
+
+    # -- faults, step by step: for domains whose unmapping waits for faults
+
+    def begin(self, lease: Lease) -> int:
+        """A fault on ``lease`` begins: the sequence counter as it stands. Its backing stays open until ``settle``.
+
+        Raises LeaseEnded.
+        """
+        with self.lock:
+            if lease.state is LeaseState.ENDED:
+                raise LeaseEnded(f"lease {lease.lease_id} is over")
+            lease.faults_in_flight += 1
+            return lease.sequence
+
+    def settle(
+        self, lease: Lease, pages: PageRange, sequence: int, again: Parked, page_state: int = PRESENT
+    ) -> Verdict:
+        """The content of ``pages`` has been fetched since ``begin``: may it be installed?
+
+        Where the answer is PARKED, ``again`` will be called when the invalidation is over. In any case the fault is
+        no longer in flight; after AGAIN, ``begin`` anew. Installing must follow at once, without waiting.
+        """
+        with self.lock:
+            lease.faults_in_flight -= 1
+            if lease.on_idle is not None and not lease.faults_in_flight:
+                lease.on_idle()
+            if lease.sequence != sequence:
+                return Verdict.AGAIN
+            if lease.in_progress:
+                for invalidation in self._in_progress[lease]:
+                    if invalidation.pages.overlaps(pages) and not invalidation.answers(pages):
+                        invalidation.parked.append((pages, again))
+                        return Verdict.PARKED
+            lease.faults_served += 1
+            start, end = pages
+            if end - start == 1:
+                lease.pages[start] = page_state
+            else:
+                lease.pages[start:end] = bytes((page_state,)) * (end - start)
+            return Verdict.INSTALL
+
+    # -- faults, whole: for domains that can leave a fault waiting
+
+    def fault(
+        self,
+        lease: Lease,
+        page: int,
+        fetch: Callable[[PageRange], bytes],
+        install: Callable[[bytes], None],
+        *,
+        present_state: int = PRESENT,
+    ) -> bool:
+        """Resolves a fault on page ``page`` of ``lease`` (from 0): fetches its content and installs it.
+
+        Faults on one page resolve once: the others wait and find it present. ``fetch`` is called without the lock,
+        ``install`` with it, so it must be quick and must not wait. Where the backing can't deliver, installs zeros, or
+        raises BackingLost, as the lease's loss policy says. Returns False where another fault had resolved the page
+        already. Raises LeaseEnded.
+        """
+        pages = PageRange(page, page + 1)
+        self._watch(EventKind.FAULTED, lease, pages)
+        while True:
+            with self._changed:
+                while lease.state is not LeaseState.ENDED and (
+                    lease.pages[page] == RESOLVING or any(range_.overlaps(pages) for range_ in lease.in_progress)
+                ):
+                    self._changed.wait()
+                if lease.state is LeaseState.ENDED:
+                    raise LeaseEnded(f"lease {lease.lease_id} is over")
+                if lease.pages[page] != ABSENT:
+                    return False
+                lease.pages[page] = RESOLVING
+                lease.faults_in_flight += 1
+                sequence = lease.sequence
+            content, lost = self._fetch(fetch, lease, pages)
+            with self._changed:
+                lease.faults_in_flight -= 1
+                if lease.on_idle is not None and not lease.faults_in_flight:
+                    lease.on_idle()
+                self._changed.notify_all()
+                if lease.pages[page] == RESOLVING:
+                    lease.pages[page] = ABSENT
+                if lease.sequence != sequence or any(range_.overlaps(pages) for range_ in lease.in_progress):
+                    continue
+                if content is not None:
+                    install(content)
+                lease.pages[page] = LOST if lost is not None else present_state
+                lease.faults_served += 1
+            if lost is not None:
+                self.events.emit(EventKind.LOST, lease, pages)
+                if content is None:
+                    raise lost
+            self._watch(EventKind.SERVED, lease, pages)
+            return True
+
+    @staticmethod
+    def _fetch(
+        fetch: Callable[[PageRange], bytes], lease: Lease, pages: PageRange
+    ) -> tuple[bytes | None, BackingLost | None]:
+        try:
+            return fetch(lease.to_backing(pages)), None
+        except BackingLost as lost:
+            return (bytes(PAGE_SIZE) if lease.loss is LossPolicy.ZERO else None), lost
+
+    # -- invalidations
+
+    def invalidate(self, lease: Lease, pages: PageRange, unmap: Callable[[Invalidation], None]) -> int:
+        """Takes ``pages`` of ``lease`` (from 0) away; how many the borrower may have had.
+
+        ``unmap`` is called once, without the lock. When it returns no access of the borrower reaches the old pages
+        any more, and dirty content has been handed to the backing. Invalidations may overlap and run at the same
+        time. What ``unmap`` raises goes on, after the invalidation has been closed in good order.
+        """
+        invalidation = Invalidation(pages)
+        with self.lock:
+            lease.in_progress.append(pages)
+            self._in_progress.setdefault(lease, []).append(invalidation)
+        try:
+            unmap(invalidation)
+        finally:
+            with self._changed:
+                states = lease.pages[pages.start : pages.end]
+                taken = len(states) - states.count(ABSENT) - states.count(RESOLVING)
+                lease.pages[pages.start : pages.end] = bytes(len(states))
+                lease.sequence += 1
+                lease.in_progress.remove(pages)
+                self._in_progress[lease].remove(invalidation)
+                if not lease.in_progress:
+                    del self._in_progress[lease]
+                self._changed.notify_all()
+            for _, again in invalidation.parked:
+                again()
+        return taken
+
+    def _watch(self, kind: EventKind, lease: Lease, pages: PageRange) -> None:
+        if self.events.watched:
+            self.events.emit(kind, lease, pages)
