@@ -9,7 +9,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,14 +94,3 @@ def sent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         del of_side["wl_display"]  # it sends error and delete_id by itself, and not on demand
     known = {str(spec) for name in of_side for spec in of_side[name] if tables.origins[name].startswith("pywayland:")}
     return Sent(request.param, messages, received, inodes, debug.read_text(), known)
-
-
-@pytest.fixture(scope="session")
-def require() -> Callable[[object, str], None]:
-    """``require(there, what)``: without ``what`` a test is skipped; in CI, where all must be installed, it fails."""
-
-    def check(there: object, what: str) -> None:
-        if not there:
-            (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs {what}")
-
-    return check
