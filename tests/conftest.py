@@ -1,0 +1,26 @@
+"""What holds for every test: no program that it starts outlives it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.processes import adopt_orphans, descendants, survivors
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    adopt_orphans()
+
+
+@pytest.fixture(autouse=True)
+def no_program_outlives_its_test() -> Iterator[None]:
+    """Compositors of a wider scope were started before, so they and theirs may stay."""
+    before = frozenset(descendants(os.getpid()))
+    yield
+    left = survivors(before)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, f"still running after the test: {left}"
