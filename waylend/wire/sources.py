@@ -25,6 +25,7 @@ import pywayland.protocol
 from pywayland.protocol_core.interface import Interface
 from pywayland.scanner.argument import ArgumentType
 
+from waylend.errors import Unavailable
 from waylend.wire.spec import ArgType, Argument, InterfaceSpec, MessageSpec
 from waylend.wire.tables import TABLES_FILE, Tables
 
@@ -64,7 +65,8 @@ DESTRUCTORS = {
 def collect() -> Tables:
     """Every interface that pywayland or ``protocol-xml/`` describes.
 
-    Raises ``ValueError`` if two sources contradict each other, or one is malformed or refers to what nobody describes.
+    Raises ``ValueError`` if two sources contradict each other, or one is malformed or refers to what nobody describes, and
+    ``Unavailable`` outside a checkout (a wheel has no ``protocol-xml/``).
     """
     specs: dict[str, InterfaceSpec] = {}
     origins: dict[str, str] = {}
@@ -193,6 +195,8 @@ _XML_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def _from_xml_folder(folder: Path) -> Iterator[tuple[str, InterfaceSpec]]:
+    if not folder.is_dir():
+        raise Unavailable(f"{folder} is not there", "run this in a checkout of waylend")
     for path in sorted(folder.glob("*.xml")):
         for spec in read_xml(path.read_text(encoding="utf-8"), path.name):
             yield f"protocol-xml:{path.stem}", spec
