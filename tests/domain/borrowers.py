@@ -1,0 +1,198 @@
+"""Borrowers for the contract tests: each touches lent memory in a process of its own, never in this one.
+
+A new kind of domain joins the contract tests with one entry in ``DOMAINS``: how to make it, how to borrow from it, and what its
+docstring says that it can't do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol
+
+import pytest
+
+from waylend.domain.base import Domain
+from waylend.domain.fuse import FuseDomain
+from waylend.domain.memfd import MemfdDomain
+from waylend.errors import Unavailable
+from waylend.lending.lease import Lease
+from waylend.lending.pages import PAGE_SIZE
+
+DEADLINE_S = 30.0
+
+
+class Faulted(Exception):
+    """The borrower's access was a fault that nobody resolved. It is gone now."""
+
+
+class Borrower(Protocol):
+    """Somebody who has a lease, in another process. Offsets are in bytes from the lease's start."""
+
+    def read(self, offset_bytes: int, size_bytes: int) -> bytes:
+        """Raises Faulted."""
+
+    def write(self, offset_bytes: int, content: bytes) -> None:
+        """Raises Faulted."""
+
+    def spin(self, offset_bytes: int) -> None:
+        """From now on touches that byte without a pause, in a process that nobody waits for."""
+
+    def kill(self) -> None:
+        """SIGKILL. Idempotent; after it the borrower has nothing any more."""
+
+
+_PROGRAM = r"""
+import json, mmap, os, sys
+fd, prot, shared = (int(x) for x in sys.argv[1:4])
+size = os.fstat(fd).st_size
+view = mmap.mmap(fd, size, mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE, prot)
+print("ready", flush=True)
+for line in sys.stdin:
+    order = json.loads(line)
+    at, count = order["at"], order.get("count", 1)
+    if order["do"] == "read":
+        print(json.dumps({"content": view[at : at + count].hex()}), flush=True)
+    elif order["do"] == "write":
+        content = bytes.fromhex(order["content"])
+        view[at : at + len(content)] = content
+        print("{}", flush=True)
+    elif order["do"] == "pread":
+        print(json.dumps({"content": os.pread(fd, count, at).hex()}), flush=True)
+    elif order["do"] == "sum":
+        print(json.dumps({"content": bytes(view[p] for p in range(at, at + count, 4096)).hex()}), flush=True)
+    elif order["do"] == "spin":
+        print("{}", flush=True)
+        writes = prot & mmap.PROT_WRITE
+        while True:
+            for page in range(at, at + count, 4096):
+                if writes:
+                    view[page] = 7
+                else:
+                    view[page]
+"""
+
+
+class FdBorrower:
+    """Maps a descriptor, as a local client does."""
+
+    def __init__(self, fd: int, *, writable: bool = False, shared: bool = True) -> None:
+        """Passes ``fd`` on and closes it here."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, str(fd), "3" if writable else "1", str(int(shared))],
+            pass_fds=[fd],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        os.close(fd)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _ask(self, **order: object) -> Mapping[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            assert self._process.wait(DEADLINE_S) == -signal.SIGBUS
+            raise Faulted
+        result: Mapping[str, Any] = json.loads(answer)
+        return result
+
+    def read(self, offset_bytes: int, size_bytes: int) -> bytes:
+        return bytes.fromhex(self._ask(do="read", at=offset_bytes, count=size_bytes)["content"])
+
+    def pread(self, offset_bytes: int, size_bytes: int) -> bytes:
+        return bytes.fromhex(self._ask(do="pread", at=offset_bytes, count=size_bytes)["content"])
+
+    def first_bytes(self, page_count: int) -> bytes:
+        """Touches that many pages: the first byte of each."""
+        return bytes.fromhex(self._ask(do="sum", at=0, count=page_count * PAGE_SIZE)["content"])
+
+    def write(self, offset_bytes: int, content: bytes) -> None:
+        self._ask(do="write", at=offset_bytes, content=content.hex())
+
+    def spin(self, offset_bytes: int, page_count: int = 1) -> None:
+        self._ask(do="spin", at=offset_bytes, count=page_count * PAGE_SIZE)
+
+    def stop(self) -> None:
+        """SIGSTOP: it neither faults nor answers nor dies."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(DEADLINE_S)
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+    def __enter__(self) -> FdBorrower:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        self.kill()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One mechanism in the contract tests."""
+
+    name: str
+    make: Callable[..., Domain]
+    borrow: Callable[[Domain, Lease], Borrower]
+    #: Pages come on first touch, and again after they were taken away.
+    serves_faults: bool = True
+    #: Knows when the last borrower has let go.
+    knows_unused: bool = True
+
+
+def borrow_fd(domain: Domain, lease: Lease) -> Borrower:
+    return FdBorrower(domain.open_lease(lease), writable=lease.writable)
+
+
+DOMAINS = [
+    Kind("fuse", FuseDomain, borrow_fd),
+    Kind("memfd", MemfdDomain, borrow_fd, serves_faults=False, knows_unused=False),
+]
+
+
+@contextlib.contextmanager
+def opened(make: Callable[..., Domain], **options: object) -> Iterator[Any]:
+    """A domain for a test; skips where the machine lacks the mechanism, but not in CI. Nothing of it may stay."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    try:
+        domain = make("test", **options)
+    except Unavailable as missing:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(missing))
+    try:
+        yield domain
+    finally:
+        domain.close()
+    assert sorted(os.listdir("/proc/self/fd")) == before, "the domain left descriptors behind"
+
+
+def file_backing_fd(page_count: int, *, tail: bytes = b"") -> int:
+    """A memfd whose page N is full of the byte N + 1, and ``tail`` behind."""
+    fd = os.memfd_create("backing", os.MFD_CLOEXEC)
+    for page in range(page_count):
+        os.pwrite(fd, bytes(((page + 1) % 256,)) * PAGE_SIZE, page * PAGE_SIZE)
+    os.pwrite(fd, tail, page_count * PAGE_SIZE)
+    return fd
+
+
