@@ -24,7 +24,8 @@ class PageRange(NamedTuple):
         return self.end - self.start
 
     def overlaps(self, other: PageRange) -> bool:
-        return self.start < other.end and other.start < self.end
+        """Whether they have a page in common; an empty range has none with any."""
+        return max(self.start, other.start) < min(self.end, other.end)
 
     def intersection(self, other: PageRange) -> PageRange:
         """The common pages; an empty range (start == end) where there are none."""
