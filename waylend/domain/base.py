@@ -88,6 +88,9 @@ class Domain(Protocol):
     def end_when_unused(self, lease: Lease) -> None:
         """Ends the lease as soon as no borrower has it open or mapped (at once where the mechanism can't know)."""
 
+    def lease(self, lease_id: int) -> Lease | None:
+        """The lease with that id, while it isn't over."""
+
     def stats(self) -> DomainStats: ...
 
     def close(self) -> None:

@@ -19,7 +19,10 @@ RECEIVE_BYTES = 1 << 16
 _ANCILLARY_BYTES = socket.CMSG_SPACE(253 * 4)
 # MAX_FDS_OUT of libwayland: a receiver of its loses what one sendmsg carries above that.
 _FDS_PER_SEND = 28
-_SCM_RIGHTS = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+_SCM_RIGHTS = (int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS))
+# As plain ints: an enum's `&` costs as much as the system call.
+_CMSG_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
+_CTRUNC = int(socket.MSG_CTRUNC)
 
 
 class ReceiveBuffer:
@@ -29,6 +32,11 @@ class ReceiveBuffer:
         memory = bytearray(MAX_MESSAGE_BYTES + 4 + RECEIVE_BYTES)
         self.octets = memoryview(memory)
         self.words = self.octets.cast("I")
+        self.whole = (self.octets[:RECEIVE_BYTES],)
+
+    def behind(self, start: int) -> tuple[memoryview]:
+        """Where a receive goes when ``start`` bytes are there already."""
+        return (self.octets[start : start + RECEIVE_BYTES],) if start else self.whole
 
 
 class Endpoint:
@@ -56,11 +64,9 @@ class Endpoint:
         start = len(rest)
         if start:
             buffer.octets[:start] = rest
-        count, ancillary, flags, _ = self.sock.recvmsg_into(
-            (buffer.octets[start : start + RECEIVE_BYTES],), _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
-        )
+        count, ancillary, flags, _ = self.sock.recvmsg_into(buffer.behind(start), _ANCILLARY_BYTES, _CMSG_CLOEXEC)
         fds = _fds_of(ancillary) if ancillary else None
-        if flags & socket.MSG_CTRUNC:
+        if flags & _CTRUNC:
             close_all(fds or ())
             raise PeerError("file descriptors were lost on the way: too many at once, or none left for this process")
         return (start + count if count else 0), fds
@@ -72,19 +78,26 @@ class Endpoint:
         """
         if not self.writable:
             close_all(fds or ())
-        elif self._queue or fds:
+            return
+        if self._queue or (fds and len(fds) > _FDS_PER_SEND):
             self._enqueue(octets, fds or [])
             self.flush()
-        else:
-            try:
+            return
+        try:
+            if fds:
+                sent = self.sock.sendmsg((octets,), ((*_SCM_RIGHTS, array.array("i", fds)),))
+                close_all(fds)
+                fds = None
+            else:
                 sent = self.sock.send(octets)
-            except BlockingIOError:
-                sent = 0
-            except (BrokenPipeError, ConnectionResetError):
-                self.drop_queue()
-                return
-            if sent < len(octets):
-                self._enqueue(octets[sent:], [])
+        except BlockingIOError:
+            sent = 0
+        except (BrokenPipeError, ConnectionResetError):
+            close_all(fds or ())
+            self.drop_queue()
+            return
+        if sent < len(octets):
+            self._enqueue(octets[sent:], fds or [])
 
     def _enqueue(self, octets: memoryview, fds: list[int]) -> None:
         content = memoryview(bytes(octets))

@@ -18,8 +18,8 @@ from waylend.relay.interpose.lent_files import FileLender, LentFiles
 from waylend.relay.interpose.registry import GlobalFilter, Registry
 from waylend.relay.interpose.shm import Shm
 from waylend.relay.interpose.toplevel import Toplevel
-from waylend.relay.loop import EPOLLIN, Loop
-from waylend.relay.session import Session, Trace, error_event, send_last_words
+from waylend.relay.loop import EPOLLIN, EPOLLOUT, Loop
+from waylend.relay.session import Session, Trace, error_event
 from waylend.wire.objects import DISPLAY_ID, Catalogue
 from waylend.wire.spec import InterfaceSpec
 
@@ -30,6 +30,8 @@ _CONNECT_RETRY_S = 0.02
 _CONNECT_DEADLINE_S = 5.0
 # When this process has no fds left for a new client, others have to go first.
 _ACCEPT_PAUSE_S = 0.1
+# How long a peer may take to read its last words before its connection is closed.
+_LINGER_S = 1.0
 
 INTERPOSERS: tuple[type[Interposer], ...] = (Registry, LentFiles, Shm, Toplevel)
 
@@ -38,8 +40,7 @@ class Relay:
     """Runs in the thread of its loop. From other threads: only ``loop.call`` and ``loop.stop``.
 
     ``connect`` makes a new connection to the compositor, non-blocking, and may raise OSError. ``observer`` is called in the
-    loop's thread with each Event, ``on_compositor_lost`` when a session ends because the compositor ended it or can't be
-    reached.
+    loop's thread with each Event.
     """
 
     def __init__(
@@ -51,7 +52,6 @@ class Relay:
         domain: Domain,
         connect: Callable[[], socket.socket],
         observer: Callable[[Event], None] | None = None,
-        on_compositor_lost: Callable[[], None] | None = None,
         trace: Trace | None = None,
     ) -> None:
         self.loop = loop
@@ -67,11 +67,12 @@ class Relay:
         self.sessions: dict[int, Session] = {}
         self._connect = connect
         self._observer = observer
-        self._on_compositor_lost = on_compositor_lost
+        self._leaving: set[Endpoint] = set()
         self._filter = GlobalFilter(tables, policy)
         self._lender = FileLender(domain)
         self._session_ids = itertools.count(1)
         self._listening: list[socket.socket] = []
+        self._closed = False
 
     def listen(self, sock: socket.socket) -> None:
         """Takes clients from a listening socket, which stays its maker's to close (after ``close``)."""
@@ -103,6 +104,9 @@ class Relay:
         self._connect_for(client, _CONNECT_DEADLINE_S)
 
     def _connect_for(self, client: socket.socket, deadline_s: float) -> None:
+        if self._closed:
+            client.close()
+            return
         try:
             compositor = self._connect()
         except BlockingIOError:
@@ -114,7 +118,6 @@ class Relay:
         except OSError as error:
             logger.info("can't connect to the compositor: %s", error.strerror)
             client.close()
-            self._compositor_lost()
             return
         session_id = next(self._session_ids)
         self.sessions[session_id] = Session(self, session_id, client, compositor)
@@ -124,7 +127,7 @@ class Relay:
         error = LimitExceeded(DISPLAY_ID, ProtocolError.NO_MEMORY, why)
         logger.info("a client was turned away: %s", error)
         endpoint.send(memoryview(error_event(self.catalogue.display, error)))
-        send_last_words(self.loop, endpoint)
+        self.send_last_words(endpoint)
 
     def interposers_for(self, session: Session) -> Iterable[Interposer]:
         return (Registry(session, self._filter), LentFiles(session, self._lender), Shm(session), Toplevel(session))
@@ -133,19 +136,42 @@ class Relay:
         if self._observer is not None:
             self._observer(event)
 
-    def session_ended(self, session: Session, *, by_compositor: bool) -> None:
+    def session_ended(self, session: Session) -> None:
         del self.sessions[session.session_id]
-        if by_compositor:
-            self._compositor_lost()
 
-    def _compositor_lost(self) -> None:
-        if self._on_compositor_lost is not None:
-            self._on_compositor_lost()
+    def send_last_words(self, endpoint: Endpoint) -> None:
+        """Closes an endpoint that is out of the loop, after it has taken what is queued, or the time for that is over."""
+        if endpoint.flush():
+            endpoint.close()
+            return
+
+        def close() -> None:
+            deadline.cancel()
+            self._let_go(endpoint)
+
+        def on_event(_events: int) -> None:
+            try:
+                if endpoint.flush():
+                    close()
+            except OSError:
+                close()
+
+        deadline = self.loop.call_later(_LINGER_S, close)
+        self._leaving.add(endpoint)
+        self.loop.add(endpoint.fd, EPOLLOUT, on_event)
+
+    def _let_go(self, endpoint: Endpoint) -> None:
+        self._leaving.discard(endpoint)
+        self.loop.remove(endpoint.fd)
+        endpoint.close()
 
     def close(self, reason: str = "waylend stops") -> None:
         """Takes no more clients and ends all sessions. In the loop's thread, or after it has ended."""
         for sock in self._listening:
             self.loop.remove(sock.fileno())
         self._listening.clear()
+        self._closed = True
         for session in list(self.sessions.values()):
             session.end(reason)
+        for endpoint in list(self._leaving):
+            self._let_go(endpoint)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import keyword
 import logging
 import socket
 import struct
@@ -20,9 +22,6 @@ from waylend.wire.scan import EventScanner, Message, RequestScanner, Scanner
 
 logger = logging.getLogger(__name__)
 
-# How long a peer may take to read its last words before its connection is closed.
-LINGER_S = 1.0
-
 Trace = Callable[[int, bool, Message[int]], None]
 
 
@@ -37,7 +36,8 @@ class Surroundings(Protocol):
 
     def interposers_for(self, session: Session) -> Iterable[Interposer]: ...
     def emit(self, event: Event) -> None: ...
-    def session_ended(self, session: Session, *, by_compositor: bool) -> None: ...
+    def send_last_words(self, endpoint: Endpoint) -> None: ...
+    def session_ended(self, session: Session) -> None: ...
 
 
 class Session:
@@ -115,7 +115,7 @@ class Session:
             if source is self.client:
                 self._refuse(ProtocolError(DISPLAY_ID, ProtocolError.IMPLEMENTATION, f"wl_display#1: {error}"))
             else:
-                self.end(f"compositor: {error}", by_compositor=True)
+                self.end(f"compositor: {error}")
             return
         except OSError as error:
             self._hung_up(source, error.strerror or f"{error}")
@@ -154,9 +154,7 @@ class Session:
         if source is self.client:
             self.end(why and f"client connection: {why}")
         else:
-            self.end(
-                f"compositor connection: {why}" if why else "the compositor closed the connection", by_compositor=True
-            )
+            self.end(f"compositor connection: {why}" if why else "the compositor closed the connection")
 
     def _refuse(self, error: ProtocolError) -> None:
         logger.info("client %d: %s", self.session_id, error)
@@ -165,7 +163,7 @@ class Session:
         self.client.send(memoryview(error_event(self._relay.catalogue.display, error)))
         self.end(f"{error}")
 
-    def end(self, reason: str = "", *, by_compositor: bool = False) -> None:
+    def end(self, reason: str = "") -> None:
         """Closes both sides, once they have been sent what is queued for them. Idempotent."""
         if self._ended:
             return
@@ -177,47 +175,28 @@ class Session:
             close_all(scanner.claimed)
         for endpoint in (self.client, self.compositor):
             self._loop.remove(endpoint.fd)
-            send_last_words(self._loop, endpoint)
+            self._relay.send_last_words(endpoint)
         self.emit(SessionEnded(self.session_id, reason))
-        self._relay.session_ended(self, by_compositor=by_compositor)
+        self._relay.session_ended(self)
 
 
 def hooks_of(interposers: Iterable[Interposer]) -> tuple[dict[str, Hook[int]], dict[str, Hook[int]]]:
-    """Message name -> hook, for requests and for events. A method has the message's name, with ``_`` where Python has it."""
-
-    def collect(interposer: Interposer, names: Iterable[str], into: dict[str, Hook[int]]) -> None:
-        for name in names:
-            message = name.partition(".")[2]
-            into[name] = getattr(interposer, "global_" if message == "global" else message)
-
+    """Message name -> hook, for requests and for events."""
     requests: dict[str, Hook[int]] = {}
     events: dict[str, Hook[int]] = {}
     for interposer in interposers:
-        collect(interposer, interposer.REQUESTS, requests)
-        collect(interposer, interposer.EVENTS, events)
+        for name, method in methods_of(interposer.REQUESTS):
+            requests[name] = getattr(interposer, method)
+        for name, method in methods_of(interposer.EVENTS):
+            events[name] = getattr(interposer, method)
     return requests, events
 
 
-def send_last_words(loop: Loop, endpoint: Endpoint) -> None:
-    """Closes an endpoint that is out of the loop, after it has taken what is queued, or the time for that is over."""
-    if endpoint.flush():
-        endpoint.close()
-        return
-
-    def close() -> None:
-        deadline.cancel()
-        loop.remove(endpoint.fd)
-        endpoint.close()
-
-    def on_event(_events: int) -> None:
-        try:
-            if endpoint.flush():
-                close()
-        except OSError:
-            close()
-
-    deadline = loop.call_later(LINGER_S, close)
-    loop.add(endpoint.fd, EPOLLOUT, on_event)
+@functools.cache
+def methods_of(names: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Full names of messages, each with the method for it: ``_`` is added where the name is Python's own."""
+    methods = ((name, name.partition(".")[2]) for name in names)
+    return [(name, f"{method}_" if keyword.iskeyword(method) else method) for name, method in methods]
 
 
 def error_event(display: Kind, error: ProtocolError) -> bytes:

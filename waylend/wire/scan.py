@@ -16,7 +16,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from waylend.errors import CompositorError, LimitExceeded, Malformed, PeerError, ProtocolError
 from waylend.wire.codec import Value, decode
-from waylend.wire.objects import CLOSER_LOOK, DELETE_ID, DISPLAY_ID, SERVER_ID_START, Kind, ObjectMap
+from waylend.wire.objects import CLOSER_LOOK, DELETE_ID, DISPLAY_ID, Kind, ObjectMap
 from waylend.wire.spec import HEADER_BYTES, ArgType, MessageSpec
 
 Fd = TypeVar("Fd")
@@ -87,46 +87,47 @@ class Scanner(Generic[Fd]):
     def _fail(self, object_id: int, code: int, what: str) -> PeerError:
         raise NotImplementedError
 
-    def _messages_of(self, kind: Kind) -> tuple[MessageSpec, ...]:
+    def _specs_of(self, kind: Kind) -> tuple[MessageSpec, ...]:
         raise NotImplementedError
 
     def _create(self, object_id: int, kind: Kind) -> None:
         raise NotImplementedError
 
     def _look_closer(self, words: memoryview, octets: memoryview, start: int, word_count: int) -> int:
-        """Handles the message at ``start`` by the book. Returns where the next one begins, or -1 if it isn't whole yet."""
+        """Handles the message at ``start`` by the book. Returns where the next begins, or -1 if it isn't whole yet."""
         object_id, word = words[start], words[start + 1]
         size_bytes, opcode = word >> 16, word & 0xFFFF
         kind = self.objects.kinds.get(object_id)
-        spec = self._find(kind, object_id, opcode)
-        if size_bytes < HEADER_BYTES or size_bytes % 4 or (spec.size_bytes or size_bytes) != size_bytes:
+        specs = self._specs_of(kind) if kind is not None else ()
+        if opcode >= len(specs):
+            raise self._unknown(kind, object_id, opcode)
+        spec = specs[opcode]
+        if size_bytes != spec.size_bytes and (spec.size_bytes or size_bytes < HEADER_BYTES or size_bytes % 4):
             expected = f"{spec.size_bytes}" if spec.size_bytes else "a multiple of 4, at least 8"
             raise self._broken(object_id, spec, f"size is {size_bytes} bytes, should be {expected}")
         end = start + size_bytes // 4
         if end > word_count:
             return -1
-        assert kind is not None
-        message = Message(object_id, spec, bytes(octets[start * 4 : end * 4]), self._claim(object_id, spec))
+        fds = self._claim(object_id, spec) if spec.fd_count else []
+        message = Message(object_id, spec, bytes(octets[start * 4 : end * 4]), fds)
         try:
-            self._check_and_apply(message, kind, start, end)
+            if self.is_request and spec.size_bytes is None:
+                message.args  # noqa: B018 (a client's strings and arrays are checked before anybody counts on them)
+            if self.trace is not None:
+                self.trace(message)
+            hook = self.hooks.get(spec.full_name)
+            if hook is not None:
+                replacement = hook(message)
+                if replacement is not None:
+                    self.edits.append(Edit(start, end, replacement))
+            if spec.changes_objects:
+                assert kind is not None
+                self._apply(message, kind)
         except Malformed as error:
             raise self._broken(object_id, spec, f"{error}") from None
         finally:
             self.claimed += message.fds
         return end
-
-    def _check_and_apply(self, message: Message[Fd], kind: Kind, start: int, end: int) -> None:
-        spec = message.spec
-        if spec.size_bytes is None:
-            message.args  # noqa: B018 (strings and arrays are checked before anybody counts on them)
-        if self.trace is not None:
-            self.trace(message)
-        hook = self.hooks.get(f"{spec}")
-        if hook is not None:
-            replacement = hook(message)
-            if replacement is not None:
-                self.edits.append(Edit(start, end, replacement))
-        self._apply(message, kind)
 
     def _apply(self, message: Message[Fd], kind: Kind) -> None:
         """What the message does to the object map."""
@@ -142,7 +143,7 @@ class Scanner(Generic[Fd]):
             at += 1
         if spec.destructor and self.is_request:
             self.objects.destroy(message.object_id)
-        elif message.object_id == DISPLAY_ID and spec.name == "delete_id":
+        elif spec.full_name == "wl_display.delete_id":
             self.objects.delete(_uint(message.args[0]))
 
     def _child(self, interface: str, version: int) -> Kind:
@@ -151,22 +152,18 @@ class Scanner(Generic[Fd]):
         except KeyError:
             raise Malformed(f"nobody knows the interface {interface!r}") from None
 
-    def _find(self, kind: Kind | None, object_id: int, opcode: int) -> MessageSpec:
+    def _unknown(self, kind: Kind | None, object_id: int, opcode: int) -> PeerError:
+        label = self.objects.label(object_id)
         if kind is None or (self.is_request and kind.is_zombie):
             gone = "destroyed" if kind else "unknown"
-            label = self.objects.label(object_id)
-            raise self._fail(DISPLAY_ID, ProtocolError.INVALID_OBJECT, f"{label}: message {opcode} to an {gone} object")
-        messages = self._messages_of(kind)
-        if opcode < len(messages):
-            return messages[opcode]
-        label = self.objects.label(object_id)
+            return self._fail(DISPLAY_ID, ProtocolError.INVALID_OBJECT, f"{label}: message {opcode} to an {gone} object")
         newest = self.objects.catalogue.tables[kind.name]
         later = (newest.requests if self.is_request else newest.events)[opcode : opcode + 1]
         if later:
             what = f"{label}.{later[0].name}: needs version {later[0].since}, but version {kind.version} was bound"
         else:
             what = f"{label}: unknown opcode {opcode}"
-        raise self._fail(object_id, ProtocolError.INVALID_METHOD, what)
+        return self._fail(object_id, ProtocolError.INVALID_METHOD, what)
 
     def _claim(self, object_id: int, spec: MessageSpec) -> list[Fd]:
         missing = spec.fd_count - len(self.unclaimed)
@@ -202,7 +199,8 @@ class RequestScanner(Scanner[Fd]):
         while at < last:
             here = at
             try:
-                code = kinds[words[at]].requests[words[at + 1]]
+                kind = kinds[words[at]]
+                code = kind.requests[words[at + 1]]
             except KeyError:
                 code = CLOSER_LOOK
             if code > 0:
@@ -213,11 +211,10 @@ class RequestScanner(Scanner[Fd]):
                 if at + step > word_count:
                     break
                 if child is None:
-                    object_id = words[at]
-                    kinds[object_id] = kinds[object_id].zombie
+                    kinds[words[at]] = kind.zombie
                 else:
                     new_id = words[at + new_id_word]
-                    if new_id in kinds or not new_id or new_id >= SERVER_ID_START:
+                    if new_id in kinds or not 0 < new_id < 0xFF000000:
                         self.objects.create_by_client(new_id, child)  # says what is wrong with it
                     kinds[new_id] = child
                 at += step
@@ -230,8 +227,8 @@ class RequestScanner(Scanner[Fd]):
             self._check_unclaimed()
         return here if at > word_count else at
 
-    def _messages_of(self, kind: Kind) -> tuple[MessageSpec, ...]:
-        return kind.spec.requests
+    def _specs_of(self, kind: Kind) -> tuple[MessageSpec, ...]:
+        return kind.spec.requests if kind.zombie is not kind else ()
 
     def _create(self, object_id: int, kind: Kind) -> None:
         self.objects.create_by_client(object_id, kind)
@@ -261,9 +258,7 @@ class EventScanner(Scanner[Fd]):
             if code == DELETE_ID:
                 if at + 3 > word_count:
                     break
-                object_id = words[at + 2]
-                if object_id != DISPLAY_ID:
-                    kinds.pop(object_id, None)
+                kinds.pop(words[at + 2], None)
                 at += 3
                 continue
             end = self._look_closer(words, octets, at, word_count)
@@ -272,7 +267,7 @@ class EventScanner(Scanner[Fd]):
             at = end
         return here if at > word_count else at
 
-    def _messages_of(self, kind: Kind) -> tuple[MessageSpec, ...]:
+    def _specs_of(self, kind: Kind) -> tuple[MessageSpec, ...]:
         return kind.spec.events
 
     def _create(self, object_id: int, kind: Kind) -> None:

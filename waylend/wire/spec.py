@@ -76,8 +76,19 @@ class MessageSpec:
             size += 0 if arg.type is ArgType.FD else 4
         return size
 
-    def __str__(self) -> str:
+    @cached_property
+    def changes_objects(self) -> bool:
+        """Whether the message makes or ends objects."""
+        makes = any(arg.type is ArgType.NEW_ID for arg in self.args)
+        return makes or self.destructor or self.full_name == "wl_display.delete_id"
+
+    @cached_property
+    def full_name(self) -> str:
+        """``wl_surface.attach``"""
         return f"{self.interface}.{self.name}"
+
+    def __str__(self) -> str:
+        return self.full_name
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import struct
 from collections.abc import Hashable
 from typing import ClassVar
 
@@ -11,8 +13,13 @@ from waylend.backing.file import FileBacking
 from waylend.domain.base import Domain
 from waylend.errors import LimitExceeded, ProtocolError, QuotaExceeded
 from waylend.lending.lease import Lease
+from waylend.relay.endpoint import close_all
 from waylend.relay.events import LeaseLent, LeaseReturned
 from waylend.relay.interpose import Client, FdMessage, Interposer
+
+logger = logging.getLogger(__name__)
+
+_UINT = struct.Struct("=I")
 
 
 class FileLender:
@@ -26,11 +33,8 @@ class FileLender:
         self._leases: dict[Hashable, Lease] = {}
         self._borrowers: dict[Hashable, set[int]] = {}
 
-    def lend(self, backing: Backing, name: str, session_id: int) -> tuple[Lease, bool]:
-        """The lease of those pages, and whether it is the session's first sight of it. Owns ``backing``.
-
-        Raises LendingError.
-        """
+    def lend(self, backing: Backing, name: str, session_id: int) -> Lease:
+        """The lease of those pages, until the session gives it back. Owns ``backing``. Raises LendingError."""
         key = backing.key
         lease = self._leases.get(key)
         if lease is None:
@@ -38,10 +42,8 @@ class FileLender:
             self._borrowers[key] = set()
         else:
             backing.close()
-        borrowers = self._borrowers[key]
-        is_new = session_id not in borrowers
-        borrowers.add(session_id)
-        return lease, is_new
+        self._borrowers[key].add(session_id)
+        return lease
 
     def give_back(self, session_id: int) -> list[Lease]:
         """The session is over. Leases that nobody else has end as soon as no process has them open."""
@@ -72,7 +74,8 @@ class LentFiles(Interposer):
     def __init__(self, client: Client, lender: FileLender) -> None:
         self._client = client
         self._lender = lender
-        self._has_leases = False
+        #: What this client got already: an fd of ours for each file, whose copies it gets when the file comes again.
+        self._given: dict[Hashable, int] = {}
 
     def keymap(self, message: FdMessage) -> None:
         self._exchange(message, "keymap")
@@ -84,26 +87,41 @@ class LentFiles(Interposer):
         self._exchange(message, "colour profile")
 
     def _exchange(self, message: FdMessage, name: str) -> None:
-        size_bytes = message.args[-1]  # in each of these events, the last argument
-        assert isinstance(size_bytes, int)
-        try:
-            backing = FileBacking(message.fds.pop(), size_bytes=size_bytes)
-        except ValueError:
-            # A keymap of format no_keymap has no content, and its fd may be anything.
-            message.fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-            return
+        # In each of these events the size is the last argument.
+        (size_bytes,) = _UINT.unpack_from(message.raw, len(message.raw) - 4)
+        status = os.fstat(message.fds[0])
+        key = (status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size, size_bytes)
+        given = self._given.get(key)
+        if given is None:
+            given = self._lend(message, size_bytes, name)
+            if given is None:
+                return
+            self._given[key] = given
+        else:
+            os.close(message.fds.pop())
+        message.fds.append(os.dup(given))
+
+    def _lend(self, message: FdMessage, size_bytes: int, name: str) -> int | None:
+        """A new fd of lent memory in the place of the message's; None if there is nothing in it to lend."""
         client = self._client
         try:
-            lease, is_new = self._lender.lend(backing, name, client.session_id)
+            backing = FileBacking(message.fds.pop(), size_bytes=size_bytes)
+        except ValueError as error:
+            # A keymap of format no_keymap has no content, and its fd may be anything.
+            logger.info("client %d gets an empty file for its %s: %s", client.session_id, name, error)
+            message.fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            return None
+        try:
+            lease = self._lender.lend(backing, name, client.session_id)
         except QuotaExceeded as error:
             label = f"{client.objects.label(message.object_id)}.{message.spec.name}"
             raise LimitExceeded(message.object_id, ProtocolError.IMPLEMENTATION, f"{label}: {error}") from error
-        self._has_leases = True
-        message.fds.append(self._lender.domain.open_lease(lease))
-        if is_new:
-            client.emit(LeaseLent(client.session_id, lease.lease_id, name, size_bytes))
+        client.emit(LeaseLent(client.session_id, lease.lease_id, name, size_bytes))
+        return self._lender.domain.open_lease(lease)
 
     def close(self) -> None:
-        if self._has_leases:
+        if self._given:
+            close_all(self._given.values())
+            self._given.clear()
             for lease in self._lender.give_back(self._client.session_id):
                 self._client.emit(LeaseReturned(self._client.session_id, lease.lease_id))

@@ -1,0 +1,86 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from waylend.policy import Policy, read_policy
+from waylend.relay.session import Trace
+from waylend.wire.dump import format_message
+from waylend.wire.scan import Message
+
+Command = Callable[..., Any]
+
+
+def host_option(command: Command) -> Command:
+    return click.option(
+        "--host",
+        metavar="SOCKET",
+        help="The compositor's socket, relative to $XDG_RUNTIME_DIR or absolute. [default: $WAYLAND_DISPLAY]",
+    )(command)
+
+
+def json_option(command: Command) -> Command:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def policy_options(command: Command) -> Command:
+    """``--policy`` and what changes it; ``policy_from`` takes them."""
+    for option in (
+        click.option("--app-id-prefix", metavar="TEXT", help="Put TEXT before every application id."),
+        click.option("--title-prefix", metavar="TEXT", help="Put TEXT before every window title, like '[work] '."),
+        click.option(
+            "--deny", multiple=True, metavar="INTERFACE", help="Hide this global from the guest (* is a wild card)."
+        ),
+        click.option("--allow", multiple=True, metavar="INTERFACE", help="Show this global to the guest, too."),
+        click.option(
+            "--policy",
+            type=click.Path(path_type=Path, dir_okay=False),
+            metavar="FILE",
+            help="Read rules from a TOML file.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def policy_from(
+    policy: Path | None,
+    allow: tuple[str, ...],
+    deny: tuple[str, ...],
+    title_prefix: str | None,
+    app_id_prefix: str | None,
+) -> Policy:
+    """The file's policy, or the built-in one, with what the command line adds. Raises UsageError."""
+    base = read_policy(policy) if policy else Policy()
+    return base.with_changes(allow=allow, deny=deny, title_prefix=title_prefix, app_id_prefix=app_id_prefix)
+
+
+def trace_option(command: Command) -> Command:
+    return click.option(
+        "--trace",
+        is_flag=False,
+        flag_value="-",
+        metavar="[=FILE]",
+        help="Write every message, as WAYLAND_DEBUG does, to stderr or to FILE.",
+    )(command)
+
+
+def open_trace(where: str | None) -> Trace | None:
+    """What writes messages to stderr (``-``) or a file; one line each, with the client's number in front."""
+    if where is None:
+        return None
+    try:
+        stream: TextIO = sys.stderr if where == "-" else open(where, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+    except OSError as error:
+        raise click.BadParameter(f"{where}: {error.strerror}", param_hint="--trace") from error
+
+    def trace(session_id: int, is_request: bool, message: Message[int]) -> None:
+        stream.write(f"[{session_id}] {format_message(is_request, message.object_id, message.spec, message.args)}\n")
+
+    return trace

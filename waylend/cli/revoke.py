@@ -1,0 +1,28 @@
+"""``waylend revoke``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from waylend.control import ask, running_proxies
+from waylend.errors import UsageError
+
+
+@click.command("revoke")
+@click.argument("lease", type=int, required=False)
+@click.option("--all", "everything", is_flag=True, help="Take the pages of all leases.")
+@click.option("--control", metavar="PATH", help="Ask the proxy with this control socket. [default: the one that runs]")
+def command(lease: int | None, everything: bool, control: str | None) -> None:
+    """Take the pages of LEASE away (see `waylend leases`). The next touch is served again."""
+    if everything == (lease is not None):
+        raise click.UsageError("give a LEASE or --all")
+    paths = [Path(control)] if control else running_proxies()
+    if not paths:
+        raise UsageError("no proxy is running")
+    if len(paths) > 1 and not everything:
+        raise UsageError(f"{len(paths)} proxies are running: say which with --control ({', '.join(map(str, paths))})")
+    for path in paths:
+        answer = ask(path, "revoke", lease=lease)
+        print(f"took back {answer['pages_revoked']} pages of {answer['leases_revoked']} leases")
