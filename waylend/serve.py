@@ -87,7 +87,7 @@ async def serve(
     )
     tables = load_tables()
     _make_room_for_fds()
-    async with AsyncExitStack() as stack:
+    async with _single_errors(), AsyncExitStack() as stack:
         sockets, paths = _claim(stack, listen, socket_mode)
         if compositor.path in paths:
             raise UsageError(f"{compositor.path} is the compositor's own socket: listen on another")
@@ -121,6 +121,18 @@ async def serve(
         for sock in sockets:
             loop.call(functools.partial(relay.listen, sock))
         yield proxy
+
+
+@asynccontextmanager
+async def _single_errors() -> AsyncIterator[None]:
+    """A task group wraps every error into a group; whoever uses ``serve`` should not have to know that there is one."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from None
 
 
 class _Compositor:
