@@ -194,5 +194,3 @@ def file_backing_fd(page_count: int, *, tail: bytes = b"") -> int:
         os.pwrite(fd, bytes(((page + 1) % 256,)) * PAGE_SIZE, page * PAGE_SIZE)
     os.pwrite(fd, tail, page_count * PAGE_SIZE)
     return fd
-
-

@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -23,6 +24,8 @@ MAX_PAGES = 256
 #: Attributes and names never change behind the kernel's back but by our own notification.
 _VALID_S = 1 << 30
 _O_DIRECT = os.O_DIRECT
+#: How long ``close`` waits for requests that are being served.
+_ENDING_S = 2.0
 
 
 class Files(Protocol):
@@ -149,12 +152,19 @@ class FuseServer:
         return threading.current_thread() in self._threads
 
     def close(self) -> None:
-        """Cuts off, ends the threads, lets go of the mount. Idempotent."""
+        """Cuts off, ends the threads, lets go of the mount. Idempotent.
+
+        A thread that hangs in a backing keeps its descriptors: closing them under it could hit others' of the same number.
+        """
         if self._device < 0:
             return
         self.abort()
+        end = time.monotonic() + _ENDING_S
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, end - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            log.error("a backing hangs: the FUSE connection's descriptors stay open")
+            return
         self._device = -1
         self._mount.close()
 
