@@ -188,6 +188,7 @@ class Weston(Compositor):
 
     name = "weston"
     size = (1024, 768)
+    background = (0x20, 0x40, 0x60)
 
     def start(self) -> None:
         for program in ("weston", "weston-screenshooter"):
@@ -199,7 +200,7 @@ class Weston(Compositor):
         command += [f"--width={width}", f"--height={height}", "--idle-time=0", "--debug", f"--config={config}"]
         self.process = Process(command, self.runtime_dir / "log", plain_environment(self.runtime_dir))
         self.process.wait_until(self.socket.exists, "weston's socket")
-        self.wait_for_picture(lambda picture: picture.share_of((0x20, 0x40, 0x60)) > 0.99, "weston's background")
+        self.wait_for_picture(lambda picture: picture.share_of(self.background) > 0.99, "weston's background")
 
     def screenshot(self) -> Picture:
         # weston-screenshooter writes wayland-screenshot-DATE.png into its working directory.

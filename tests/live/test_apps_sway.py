@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ LEFT, RIGHT, CLICKED = (200, 40, 90), (40, 160, 220), (250, 220, 10)
 
 @pytest.fixture
 def guest(make_guest: MakeGuest, sway: Sway) -> Guest:
-    # The pointer would be in the picture.
+    # As every test finds it: no button held, and no pointer in the picture.
+    sway.pointer.release()
     sway.pointer.move(0, 0)
     return make_guest(sway)
 
@@ -74,9 +76,17 @@ def test_weston_flower_draws_and_is_dragged(sway: Sway, guest: Guest) -> None:
         return centre == 0 and picture.pixel(1, 1) == sway.background and len(picture.colours()) > 20
 
     sway.wait_for_picture(a_flower, "weston-flower", box=window.box)
+    # The flower asks to be moved when it hears of the press; from then on it goes where the pointer goes.
     x, y = window.centre
-    sway.pointer.drag(window.centre, (x + 150, y - 100))
-    flower.wait_until(lambda: sway.wait_for_window(flower).box[:2] != window.box[:2], "the flower to move")
+    sway.pointer.press(x, y)
+    away = itertools.cycle([(x + 150, y - 100), (x, y)])
+
+    def dragged() -> bool:
+        sway.pointer.move(*next(away))
+        return sway.wait_for_window(flower).box != window.box
+
+    flower.wait_until(dragged, "the flower to be dragged")
+    sway.pointer.release()
     sway.wait_for_picture(a_flower, "weston-flower moved", box=sway.wait_for_window(flower).box)
 
 

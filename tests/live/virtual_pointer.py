@@ -35,23 +35,23 @@ class VirtualPointer:
         self._send(_POINTER, 1, struct.pack("=5I", _now_ms(), x, y, width, height))  # motion_absolute
         self._frame()
 
-    def click(self, x: int, y: int, button: int = LEFT_BUTTON) -> None:
+    def press(self, x: int, y: int, button: int = LEFT_BUTTON) -> None:
         self.move(x, y)
-        for pressed in (1, 0):
-            self._send(_POINTER, 2, struct.pack("=3I", _now_ms(), button, pressed))
-            self._frame()
+        self._button(button, 1)
 
-    def drag(self, start: tuple[int, int], end: tuple[int, int], button: int = LEFT_BUTTON) -> None:
-        self.move(*start)
-        self._send(_POINTER, 2, struct.pack("=3I", _now_ms(), button, 1))
-        self._frame()
-        for step in range(1, 11):
-            self.move(*(a + (b - a) * step // 10 for a, b in zip(start, end, strict=True)))
-        self._send(_POINTER, 2, struct.pack("=3I", _now_ms(), button, 0))
-        self._frame()
+    def release(self, button: int = LEFT_BUTTON) -> None:
+        self._button(button, 0)
+
+    def click(self, x: int, y: int, button: int = LEFT_BUTTON) -> None:
+        self.press(x, y, button)
+        self.release(button)
 
     def close(self) -> None:
         self._socket.close()
+
+    def _button(self, button: int, pressed: int) -> None:
+        self._send(_POINTER, 2, struct.pack("=3I", _now_ms(), button, pressed))
+        self._frame()
 
     def _frame(self) -> None:
         self._send(_POINTER, 4, b"")
