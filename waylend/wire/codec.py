@@ -67,7 +67,7 @@ def decode(spec: MessageSpec, body: bytes | memoryview, fds: Iterable[Value] = (
     """The arguments of a message, from the bytes behind its header; the inverse of :func:`encode`.
 
     Takes the message's fd tokens from ``fds``. Raises Malformed when the bytes do not hold exactly the arguments of
-    ``spec`` (too short, too long, a string without its NUL, null where it may not be, fewer fds than arguments).
+    ``spec`` (too short, too long, a string without its NUL or with one within, null where it may not be, fewer fds than arguments).
     """
     args: list[Value] = []
     tokens = iter(fds)
@@ -121,9 +121,11 @@ def _decode_bytes(
         if not nullable:
             raise Malformed(f"null string where {spec.signature!r} allows none")
         return None, padded
-    if body[end - 1] != 0:
-        raise Malformed("a string without its terminating NUL")
-    return bytes(body[start : end - 1]), padded
+    content = bytes(body[start:end])
+    if content.find(0) != length - 1:
+        # A NUL within would let one receiver read another string than the next (libwayland refuses it since 1.22).
+        raise Malformed("a string that does not end with its first NUL")
+    return content[:-1], padded
 
 
 def _encode_fixed(value: float) -> bytes:

@@ -155,8 +155,8 @@ class Scanner(Generic[Fd]):
     def _unknown(self, kind: Kind | None, object_id: int, opcode: int) -> PeerError:
         label = self.objects.label(object_id)
         if kind is None or (self.is_request and kind.is_zombie):
-            gone = "destroyed" if kind else "unknown"
-            return self._fail(DISPLAY_ID, ProtocolError.INVALID_OBJECT, f"{label}: message {opcode} to an {gone} object")
+            gone = "a destroyed" if kind else "an unknown"
+            return self._fail(DISPLAY_ID, ProtocolError.INVALID_OBJECT, f"{label}: message {opcode} to {gone} object")
         newest = self.objects.catalogue.tables[kind.name]
         later = (newest.requests if self.is_request else newest.events)[opcode : opcode + 1]
         if later:
