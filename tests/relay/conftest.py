@@ -1,0 +1,27 @@
+"""The relay under test, made anew for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.relay.between import Between, open_fds
+from waylend.policy import Policy
+
+
+@pytest.fixture
+def policy() -> Policy:
+    return Policy()
+
+
+@pytest.fixture
+def between(policy: Policy) -> Iterator[Between]:
+    """A relay under ``policy`` (override that fixture); afterwards nothing of it may be left."""
+    before = open_fds()
+    made = Between(policy)
+    try:
+        yield made
+    finally:
+        made.close()
+    assert open_fds() == before
