@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import pytest
 
@@ -35,13 +36,11 @@ def require(program: str) -> str:
 
 def require_module(name: str) -> None:
     """The same for a Python module that only tests need."""
-    try:
-        __import__(name)
-    except ImportError:
+    if importlib.util.find_spec(name) is None:
         absent(f"{name} is not installed (make test installs it)")
 
 
-def absent(reason: str) -> None:
+def absent(reason: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
@@ -134,7 +133,9 @@ class Process:
     def __enter__(self) -> Process:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.end()
 
 

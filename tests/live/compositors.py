@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.live.picture import Box, Picture, keep
-from tests.live.virtual_pointer import VirtualPointer
+from tests.live.virtual_input import VirtualInput
 from tests.processes import DEADLINE_S, Process, require, run, wait_until
 
 
@@ -48,9 +48,18 @@ class Compositor:
         raise NotImplementedError
 
     def wait_for_picture(
-        self, check: Callable[[Picture], bool], what: str, *, box: Box | None = None, deadline_s: float = DEADLINE_S
+        self,
+        check: Callable[[Picture], bool],
+        what: str,
+        *,
+        box: Box | None = None,
+        app: Process | None = None,
+        deadline_s: float = DEADLINE_S,
     ) -> Picture:
-        """Takes screenshots until one (or its part ``box``) passes the check, and returns it. Keeps the last one."""
+        """Takes screenshots until one (or its part ``box``) passes the check, and returns it. Keeps the last one.
+
+        With ``app`` it fails as soon as that ends.
+        """
         last: list[Picture] = []
 
         def looks_right() -> bool:
@@ -59,15 +68,15 @@ class Compositor:
             return check(last[0])
 
         try:
-            wait_until(looks_right, what, deadline_s)
-        except AssertionError:
+            (wait_until if app is None else app.wait_until)(looks_right, what, deadline_s)
+        except AssertionError as error:
             failed = Path(tempfile.mkdtemp(prefix="waylend-failed-")) / "screenshot.png"
             last[0].save(failed)
-            raise AssertionError(f"{what}: not within {deadline_s:g} s; the last screenshot is {failed}") from None
+            raise AssertionError(f"{error}; the last screenshot is {failed}") from None
         keep(last[0], what.replace(" ", "-"))
         return last[0]
 
-    def wait_for_still_picture(self, what: str, *, box: Box | None = None) -> Picture:
+    def wait_for_still_picture(self, what: str, *, box: Box | None = None, app: Process | None = None) -> Picture:
         """Waits until ten screenshots in a row are the same."""
         seen: list[Picture] = []
 
@@ -77,7 +86,7 @@ class Compositor:
             seen.append(picture)
             return len(seen) >= 10
 
-        return self.wait_for_picture(still, what, box=box)
+        return self.wait_for_picture(still, what, box=box, app=app)
 
     def close(self) -> None:
         if hasattr(self, "process"):
@@ -109,7 +118,7 @@ class Sway(Compositor):
     background = (0x20, 0x40, 0x60)
 
     def start(self) -> None:
-        for program in ("sway", "swaybg", "swaymsg", "grim", "wtype", "unshare"):
+        for program in ("sway", "swaybg", "swaymsg", "grim", "unshare"):
             require(program)
         config = self.runtime_dir / "config"
         width, height = self.size
@@ -131,12 +140,10 @@ class Sway(Compositor):
         self.ipc = self.process.wait_until(lambda: next(self.runtime_dir.glob("sway-ipc.*"), None), "sway's ipc socket")
         assert self.ipc is not None
         self.wait_for_picture(lambda picture: picture.share_of(self.background) > 0.99, "sway's background")
-        # A keyboard that stays: with one that comes and goes, a client misses the keys that are typed before it has asked
-        # for the new keyboard. wtype makes its keyboard first and then sleeps (milliseconds).
-        log = self.runtime_dir / "input-log"
-        self.keyboard = Process(["wtype", "-s", "2000000000", "x"], log, self.environment())
-        self.pointer = VirtualPointer(self.socket, self.size)
-        self.keyboard.wait_until(lambda: self.query("get_seats")[0]["capabilities"] == 3, "a seat with pointer and keyboard")
+        self.input = VirtualInput(self.socket, self.size)
+        self.process.wait_until(
+            lambda: self.query("get_seats")[0]["capabilities"] == 3, "a seat with pointer and keyboard"
+        )
 
     def query(self, kind: str) -> Any:
         return json.loads(run(["swaymsg", "--socket", str(self.ipc), "--raw", "-t", kind], self.environment()))
@@ -170,16 +177,13 @@ class Sway(Compositor):
         return window
 
     def type_text(self, text: str, *, enter: bool = False) -> None:
-        run(["wtype", text, *(["-k", "Return"] if enter else [])], self.environment())
-
-    def press_key(self, name: str) -> None:
-        run(["wtype", "-k", name], self.environment())
+        self.input.type_text(text)
+        if enter:
+            self.input.press_key("Return")
 
     def close(self) -> None:
-        if hasattr(self, "pointer"):
-            self.pointer.close()
-        if hasattr(self, "keyboard"):
-            self.keyboard.end()
+        if hasattr(self, "input"):
+            self.input.close()
         super().close()
 
 

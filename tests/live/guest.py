@@ -35,7 +35,9 @@ class Proxy:
         command = [*WAYLEND, "serve", "--listen", str(self.socket), "--host", str(host.socket)]
         command += ["--control", str(self.control), *flags]
         self._host_files = set(os.listdir(host.runtime_dir))
-        self.process = Process(command, self._log_dir / "log", plain_environment(self.runtime_dir, PYTHONUNBUFFERED="1"))
+        self.process = Process(
+            command, self._log_dir / "log", plain_environment(self.runtime_dir, PYTHONUNBUFFERED="1")
+        )
         self.process.wait_until(self.socket.exists, "waylend's socket")
         self.process.wait_until(self.control.exists, "waylend's control socket")
         self.domains()  # what is opened on first use is open now
@@ -43,7 +45,9 @@ class Proxy:
 
     def domains(self) -> list[dict[str, Any]]:
         """What `waylend leases --json` says of this proxy's domains."""
-        printed = run([*WAYLEND, "leases", "--json", "--control", self.control], plain_environment(self.runtime_dir))
+        printed = run(
+            [*WAYLEND, "leases", "--json", "--control", str(self.control)], plain_environment(self.runtime_dir)
+        )
         (proxy,) = json.loads(printed)
         domains: list[dict[str, Any]] = proxy["domains"]
         return domains
@@ -52,7 +56,7 @@ class Proxy:
         return [lease for domain in self.domains() for lease in domain["leases"]]
 
     def revoke_all(self) -> str:
-        arguments = [*WAYLEND, "revoke", "--all", "--control", self.control]
+        arguments = [*WAYLEND, "revoke", "--all", "--control", str(self.control)]
         return run(arguments, plain_environment(self.runtime_dir)).decode()
 
     def check_idle(self) -> None:
@@ -124,10 +128,12 @@ class Guest:
         self._apps.append(app)
         return app
 
-    def start_python(self, script: str, *arguments: str, **more: str) -> Process:
+    def start_python(
+        self, script: str, *arguments: str, direct: bool = False, stdin: int = subprocess.DEVNULL
+    ) -> Process:
         """Starts one of tests/live/clients."""
         path = Path(__file__).parent / "clients" / script
-        return self.start(sys.executable, path, *arguments, **more)
+        return self.start(sys.executable, path, *arguments, direct=direct, stdin=stdin)
 
     def run(self, arguments: Sequence[str | os.PathLike[str]]) -> bytes:
         require(os.fspath(arguments[0]))

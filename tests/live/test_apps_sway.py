@@ -19,9 +19,8 @@ LEFT, RIGHT, CLICKED = (200, 40, 90), (40, 160, 220), (250, 220, 10)
 
 @pytest.fixture
 def guest(make_guest: MakeGuest, sway: Sway) -> Guest:
-    # As every test finds it: no button held, and no pointer in the picture.
-    sway.pointer.release()
-    sway.pointer.move(0, 0)
+    # The pointer would be in the picture.
+    sway.input.move(0, 0)
     return make_guest(sway)
 
 
@@ -29,13 +28,15 @@ def test_foot_shows_and_runs_what_is_typed(sway: Sway, guest: Guest, tmp_path: P
     told = tmp_path / "told"
     foot = guest.start("foot")
     box = sway.wait_for_window(foot, "foot").box
-    prompt = sway.wait_for_still_picture("foot with its prompt", box=box)
+    prompt = sway.wait_for_still_picture("foot with its prompt", box=box, app=foot)
     sway.type_text(f"echo typed 'On Sway' > {told}", enter=True)
     foot.wait_until(lambda: told.exists() and told.read_text() == "typed On Sway\n", "the typed command to run")
-    sway.wait_for_picture(lambda picture: picture.difference(prompt) > 0.001, "foot with the typed command", box=box)
+    sway.wait_for_picture(
+        lambda picture: picture.difference(prompt) > 0.001, "foot with the typed command", box=box, app=foot
+    )
     # The colour comes from the keys that were typed, through the shell, the terminal and its buffers, to the screen.
     sway.type_text(r"printf '\033[48;2;200;40;90m\033[2J'", enter=True)
-    sway.wait_for_picture(has_colours((LEFT, 0.9)), "foot filled with the typed colour", box=box)
+    sway.wait_for_picture(has_colours((LEFT, 0.9)), "foot filled with the typed colour", box=box, app=foot)
     sway.type_text("exit", enter=True)
     assert foot.wait() == 0
 
@@ -46,7 +47,7 @@ def test_foot_looks_as_it_does_directly(sway: Sway, guest: Guest) -> None:
         script = "printf 'one \\033[31mtwo\\033[m \\033[1mthree\\033[m\\n\\303\\244\\342\\202\\254 %s' same; sleep 1000"
         foot = guest.start("foot", "--title", title, "sh", "-c", script, direct=direct)
         box = sway.wait_for_window(foot).box
-        picture = sway.wait_for_still_picture(f"foot {title}", box=box)
+        picture = sway.wait_for_still_picture(f"foot {title}", box=box, app=foot)
         foot.end()
         return picture
 
@@ -59,11 +60,11 @@ def test_weston_terminal_shows_and_runs_what_is_typed(sway: Sway, guest: Guest, 
     told = tmp_path / "told"
     terminal = guest.start("weston-terminal", "--shell=/bin/sh")
     box = sway.wait_for_window(terminal).box
-    sway.wait_for_still_picture("weston-terminal with its prompt", box=box)
+    sway.wait_for_still_picture("weston-terminal with its prompt", box=box, app=terminal)
     sway.type_text(f"echo typed > {told}", enter=True)
     terminal.wait_until(lambda: told.exists() and told.read_text() == "typed\n", "the typed command to run")
     sway.type_text(r"printf '\033[42m%1900s'", enter=True)
-    sway.wait_for_picture(has_colours(((0, 170, 0), 0.8)), "weston-terminal filled with green", box=box)
+    sway.wait_for_picture(has_colours(((0, 170, 0), 0.8)), "weston-terminal filled with green", box=box, app=terminal)
 
 
 def test_weston_flower_draws_and_is_dragged(sway: Sway, guest: Guest) -> None:
@@ -75,18 +76,20 @@ def test_weston_flower_draws_and_is_dragged(sway: Sway, guest: Guest) -> None:
         centre = picture.part((80, 80, 120, 120)).share_of(sway.background, 2)
         return centre == 0 and picture.pixel(1, 1) == sway.background and len(picture.colours()) > 20
 
-    sway.wait_for_picture(a_flower, "weston-flower", box=window.box)
+    sway.wait_for_picture(a_flower, "weston-flower", box=window.box, app=flower)
     # The flower asks to be moved when it hears of the press; from then on it goes where the pointer goes.
     x, y = window.centre
-    sway.pointer.press(x, y)
+    sway.input.press(x, y)
     away = itertools.cycle([(x + 150, y - 100), (x, y)])
 
     def dragged() -> bool:
-        sway.pointer.move(*next(away))
+        sway.input.move(*next(away))
         return sway.wait_for_window(flower).box != window.box
 
-    flower.wait_until(dragged, "the flower to be dragged")
-    sway.pointer.release()
+    try:
+        flower.wait_until(dragged, "the flower to be dragged")
+    finally:
+        sway.input.release()
     sway.wait_for_picture(a_flower, "weston-flower moved", box=sway.wait_for_window(flower).box)
 
 
@@ -97,21 +100,25 @@ def test_weston_subsurfaces_are_shown_together(sway: Sway, guest: Guest) -> None
     first = sway.wait_for_picture(
         has_colours(((6, 176, 19), 0.3), ((164, 35, 4), 0.05), ((2, 58, 6), 0.05)), "weston-subsurfaces", box=box
     )
-    sway.wait_for_picture(lambda picture: picture.difference(first) > 0, "weston-subsurfaces turning", box=box)
+    sway.wait_for_picture(
+        lambda picture: picture.difference(first) > 0, "weston-subsurfaces turning", box=box, app=demo
+    )
 
 
 def test_gtk3_demo_answers_a_click(sway: Sway, guest: Guest) -> None:
     def picture_of_demo(direct: bool) -> tuple[Picture, Picture]:
         way = "directly" if direct else "lent"
-        sway.pointer.move(0, 0)
+        sway.input.move(0, 0)
         demo = guest.start("gtk3-demo", direct=direct)
         window = sway.wait_for_window(demo, "gtk3-demo")
-        start = sway.wait_for_still_picture(f"gtk3-demo {way}", box=window.box)
+        start = sway.wait_for_still_picture(f"gtk3-demo {way}", box=window.box, app=demo)
         # The fourth entry of the list.
-        sway.pointer.click(window.box[0] + 60, window.box[1] + 130)
-        sway.pointer.move(0, 0)
-        sway.wait_for_picture(lambda picture: picture.difference(start) > 0.005, "gtk3-demo clicked", box=window.box)
-        clicked = sway.wait_for_still_picture(f"gtk3-demo clicked {way}", box=window.box)
+        sway.input.click(window.box[0] + 60, window.box[1] + 130)
+        sway.input.move(0, 0)
+        sway.wait_for_picture(
+            lambda picture: picture.difference(start) > 0.005, "gtk3-demo clicked", box=window.box, app=demo
+        )
+        clicked = sway.wait_for_still_picture(f"gtk3-demo clicked {way}", box=window.box, app=demo)
         demo.end()
         wait_until(lambda: not sway.windows(), "the window to go")
         return start, clicked
@@ -129,11 +136,13 @@ def test_toolkit_window_shows_and_hears(sway: Sway, guest: Guest, toolkit: str) 
     script = {"PySide6": "qt_window.py", "pygame": "pygame_window.py"}[toolkit]
     app = guest.start_python(script)
     window = sway.wait_for_window(app)
-    sway.wait_for_picture(has_colours((LEFT, 0.4), (RIGHT, 0.4)), f"{toolkit} window", box=window.box)
+    sway.wait_for_picture(has_colours((LEFT, 0.4), (RIGHT, 0.4)), f"{toolkit} window", box=window.box, app=app)
     sway.type_text("Type this")
     app.wait_until(lambda: "Type this" in app.log(), "the typed text to reach the app")
-    sway.pointer.click(*window.centre)
-    sway.wait_for_picture(has_colours((CLICKED, 0.4), (RIGHT, 0.4)), f"{toolkit} window clicked", box=window.box)
+    sway.input.click(*window.centre)
+    sway.wait_for_picture(
+        has_colours((CLICKED, 0.4), (RIGHT, 0.4)), f"{toolkit} window clicked", box=window.box, app=app
+    )
     sway.type_text("q")
     assert app.wait() == 0, app.log()
 
@@ -143,11 +152,17 @@ def test_mpv_plays(sway: Sway, guest: Guest) -> None:
     mpv = guest.start("mpv", *options, "av://lavfi:testsrc=size=320x240:rate=25:duration=60")
     box = sway.wait_for_window(mpv, "mpv").box
     # The bars of the test pattern.
-    bars = [((0, 255, 255), 0.05), ((255, 0, 255), 0.05), ((0, 0, 255), 0.05), ((255, 255, 0), 0.05), ((0, 255, 0), 0.05)]
+    bars = [
+        ((0, 255, 255), 0.05),
+        ((255, 0, 255), 0.05),
+        ((0, 0, 255), 0.05),
+        ((255, 255, 0), 0.05),
+        ((0, 255, 0), 0.05),
+    ]
     playing = sway.wait_for_picture(
         lambda picture: all(picture.share_of(colour, 12) >= share for colour, share in bars), "mpv", box=box
     )
-    sway.wait_for_picture(lambda picture: picture.difference(playing) > 0.001, "mpv a little later", box=box)
+    sway.wait_for_picture(lambda picture: picture.difference(playing) > 0.001, "mpv a little later", box=box, app=mpv)
     sway.type_text("q")
     assert mpv.wait() == 0
 
@@ -174,7 +189,9 @@ def test_wl_paste_gets_what_wl_copy_has(sway: Sway, guest: Guest, ten_megabytes:
 
 
 @pytest.mark.parametrize("reader", ["guest", "host"])
-def test_paste_from_a_slow_writer_of_small_pieces(sway: Sway, guest: Guest, ten_megabytes: Path, tmp_path: Path, reader: str) -> None:
+def test_paste_from_a_slow_writer_of_small_pieces(
+    sway: Sway, guest: Guest, ten_megabytes: Path, tmp_path: Path, reader: str
+) -> None:
     """Other proxies hang up after a short read, and hang on more than a pipe holds. EOF is the only end."""
     require("wl-paste")
     copy = guest.start_python("slow_copy.py", str(ten_megabytes), "700", "25")

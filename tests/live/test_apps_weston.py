@@ -23,7 +23,9 @@ def test_simple_client_draws_and_moves(weston: Weston, guest: Guest, client: str
         return picture.share_of(weston.background, 2) < 0.95 and len(picture.colours()) > MANY[client]
 
     first = weston.wait_for_picture(drawn, client)
-    weston.wait_for_picture(lambda picture: drawn(picture) and picture.difference(first) > 0, f"{client} a little later")
+    weston.wait_for_picture(
+        lambda picture: drawn(picture) and picture.difference(first) > 0, f"{client} a little later"
+    )
     assert app.running, app.log()
 
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pywayland.client import Display
+from pywayland.client.display import Display
 from pywayland.protocol.wayland import WlCompositor, WlDataDeviceManager, WlSeat, WlShm
 from pywayland.protocol.xdg_shell import XdgWmBase
 
