@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.relay.between import DISPLAY_ID, REGISTRY, Between, Peer, begin, bind, spec_of
+from tests.relay.between import REGISTRY, Between, Peer, begin, bind, spec_of
 from waylend.policy import Limits, Policy
 from waylend.relay.events import SessionEnded
 from waylend.wire.codec import encode, header
+from waylend.wire.objects import DISPLAY_ID
 
 
 def raw(name: str, object_id: int, *args: object) -> bytes:

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from tests.relay.between import DISPLAY_ID, REGISTRY, TABLES, Between, Peer, begin, bind
+from tests.relay.between import REGISTRY, TABLES, Between, Peer, begin, bind
 from waylend.policy import Limits, Policy
 from waylend.relay.events import (
     LeaseLent,
@@ -19,6 +19,7 @@ from waylend.relay.events import (
     WindowOpened,
 )
 from waylend.wire.codec import MAX_MESSAGE_BYTES
+from waylend.wire.objects import DISPLAY_ID
 
 
 class TestPassingOn:
