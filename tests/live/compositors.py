@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +40,11 @@ class Compositor:
 
     def start(self) -> None:
         raise NotImplementedError
+
+    def accepts(self) -> bool:
+        """Whether a client can connect; the socket's file alone may be what a killed compositor left."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
 
     def environment(self) -> dict[str, str]:
         """For a program on the host's side."""
@@ -136,8 +142,10 @@ class Sway(Compositor):
         # sway refuses to be root; in a user namespace it is not.
         unshare = ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if os.getuid() == 0 else []
         self.process = Process([*unshare, "sway", "-c", config], self.runtime_dir / "log", environment)
-        self.process.wait_until(self.socket.exists, "sway's socket")
-        self.ipc = self.process.wait_until(lambda: next(self.runtime_dir.glob("sway-ipc.*"), None), "sway's ipc socket")
+        self.process.wait_until(self.accepts, "sway to accept clients")
+        self.ipc = self.process.wait_until(
+            lambda: next(self.runtime_dir.glob(f"sway-ipc.*.{self.process.pid}.sock"), None), "sway's ipc socket"
+        )
         assert self.ipc is not None
         self.wait_for_picture(lambda picture: picture.share_of(self.background) > 0.99, "sway's background")
         self.input = VirtualInput(self.socket, self.size)
@@ -203,7 +211,7 @@ class Weston(Compositor):
         command = ["weston", "--backend=headless-backend.so", "--use-pixman", f"--socket={self.socket.name}"]
         command += [f"--width={width}", f"--height={height}", "--idle-time=0", "--debug", f"--config={config}"]
         self.process = Process(command, self.runtime_dir / "log", plain_environment(self.runtime_dir))
-        self.process.wait_until(self.socket.exists, "weston's socket")
+        self.process.wait_until(self.accepts, "weston to accept clients")
         self.wait_for_picture(lambda picture: picture.share_of(self.background) > 0.99, "weston's background")
 
     def screenshot(self) -> Picture:

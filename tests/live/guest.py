@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,29 +42,30 @@ class Proxy:
         self.process.wait_until(self.socket.exists, "waylend's socket")
         self.process.wait_until(self.control.exists, "waylend's control socket")
         self.domains()  # what is opened on first use is open now
-        self._fds_at_start = self.process.fds()
+        self._fds_at_start = self.fd_kinds()
+
+    def ask(self, command: str, *arguments: str) -> str:
+        """What `waylend COMMAND` prints when it asks this proxy."""
+        asked = [*WAYLEND, command, *arguments, "--control", str(self.control)]
+        return run(asked, plain_environment(self.runtime_dir)).decode()
 
     def domains(self) -> list[dict[str, Any]]:
-        """What `waylend leases --json` says of this proxy's domains."""
-        printed = run(
-            [*WAYLEND, "leases", "--json", "--control", str(self.control)], plain_environment(self.runtime_dir)
-        )
-        (proxy,) = json.loads(printed)
+        (proxy,) = json.loads(self.ask("leases", "--json"))
         domains: list[dict[str, Any]] = proxy["domains"]
         return domains
 
     def leases(self) -> list[dict[str, Any]]:
         return [lease for domain in self.domains() for lease in domain["leases"]]
 
-    def revoke_all(self) -> str:
-        arguments = [*WAYLEND, "revoke", "--all", "--control", str(self.control)]
-        return run(arguments, plain_environment(self.runtime_dir)).decode()
+    def fd_kinds(self) -> list[str]:
+        """What it has open, without the numbers that tell one socket from another."""
+        return sorted(re.sub(r"\[\d+\]", "", what) for what in self.process.fds().values())
 
     def check_idle(self) -> None:
         """With no client there, nothing of the clients stays: no fd, no lease."""
         with contextlib.suppress(AssertionError):
-            wait_until(lambda: len(self.process.fds()) <= len(self._fds_at_start), "fds closed", 5.0)
-        assert sorted(self.process.fds().values()) == sorted(self._fds_at_start.values()), "fds of clients stay open"
+            wait_until(lambda: self.fd_kinds() == self._fds_at_start, "fds closed", 5.0)
+        assert self.fd_kinds() == self._fds_at_start, "fds of clients stay open"
         assert self.leases() == [], "leases of clients stay"
 
     def close(self) -> None:
