@@ -19,8 +19,8 @@ import click
 from waylend.cli.options import open_trace, policy_from, policy_options, trace_option
 from waylend.cli.process import freeze_memory, host_or_passed_socket
 from waylend.errors import UsageError
+from waylend.proxy import serve
 from waylend.relay.sockets import runtime_dir
-from waylend.serve import serve
 
 # How long an app may take to end when it is asked to, before it is killed.
 _GRACE_S = 5.0

@@ -11,8 +11,8 @@ import click
 
 from waylend.cli.options import host_option, open_trace, policy_from, policy_options, trace_option
 from waylend.cli.process import freeze_memory, host_or_passed_socket
+from waylend.proxy import serve
 from waylend.relay.sockets import activated_sockets, notify_supervisor
-from waylend.serve import serve
 
 
 @click.command("serve")

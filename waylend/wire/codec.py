@@ -67,7 +67,8 @@ def decode(spec: MessageSpec, body: bytes | memoryview, fds: Iterable[Value] = (
     """The arguments of a message, from the bytes behind its header; the inverse of :func:`encode`.
 
     Takes the message's fd tokens from ``fds``. Raises Malformed when the bytes do not hold exactly the arguments of
-    ``spec`` (too short, too long, a string without its NUL or with one within, null where it may not be, fewer fds than arguments).
+    ``spec``: too short, too long, a string without its NUL or with one within, null where it may not be, fewer fds than
+    arguments.
     """
     args: list[Value] = []
     tokens = iter(fds)
