@@ -75,7 +75,7 @@ def test_a_read_only_lease_cannot_be_changed_even_by_root(read_only: bool) -> No
     with opened(FuseDomain, aperture_pages=64, read_only=read_only) as domain:
         fd = domain.open_lease(domain.lend(FileBacking(file_backing_fd(1))))
         for flags in (os.O_RDWR, os.O_WRONLY, os.O_RDONLY | os.O_TRUNC):
-            with pytest.raises(OSError) as refused:
+            with pytest.raises(OSError, match="Errno") as refused:
                 os.open(f"/proc/self/fd/{fd}", flags)
             assert refused.value.errno in (errno.EACCES, errno.EROFS, errno.EPERM)
         for change in (
@@ -86,7 +86,7 @@ def test_a_read_only_lease_cannot_be_changed_even_by_root(read_only: bool) -> No
             lambda: os.fchmod(fd, 0o666),
             lambda: os.unlink("lease/1", dir_fd=domain.root_fd),
         ):
-            with pytest.raises(OSError):
+            with pytest.raises(OSError, match="Errno"):
                 change()
         assert os.pread(fd, 1, 0) == b"\1"
         os.close(fd)
@@ -96,9 +96,9 @@ def test_a_writable_lease_does_not_grow_or_shrink(domain: FuseDomain) -> None:
     lease = domain.lend(FileBacking(file_backing_fd(2), writable=True), protection=Protection.READ_WRITE)
     fd = domain.open_lease(lease)
     for size_bytes in (0, PAGE_SIZE, 3 * PAGE_SIZE):
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="Errno"):
             os.ftruncate(fd, size_bytes)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="Errno"):
         os.pwrite(fd, b"x", 2 * PAGE_SIZE)
     os.close(fd)
 
@@ -107,7 +107,7 @@ def test_nothing_is_read_past_the_page_cache(domain: FuseDomain) -> None:
     lease = domain.lend(FileBacking(file_backing_fd(PAGES)))
     fd = domain.open_lease(lease)
     fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT)
-    with pytest.raises(OSError) as refused:
+    with pytest.raises(OSError, match="Errno") as refused:
         os.pread(fd, PAGE_SIZE, 0)
     assert refused.value.errno == errno.EINVAL
     os.close(fd)

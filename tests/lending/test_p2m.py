@@ -197,7 +197,7 @@ def test_a_fault_that_began_before_an_invalidation_and_settles_after_it_starts_a
     assert lease.pages[0] == ABSENT
 
 
-def test_while_the_first_unmapping_runs_faults_are_answered_and_unmapped_again() -> None:
+def test_where_the_unmapping_is_faults_are_answered_and_unmapped_again() -> None:
     p2m, lease = P2M(), lease_of()
 
     def unmap(invalidation: Invalidation) -> None:
@@ -205,26 +205,39 @@ def test_while_the_first_unmapping_runs_faults_are_answered_and_unmapped_again()
         assert settle(p2m, lease, PageRange(4, 5)) is Verdict.INSTALL
         assert settle(p2m, lease, PageRange(7, 8)) is Verdict.INSTALL
         assert invalidation.next_round() == [(2, 5), (7, 8)]
-        assert settle(p2m, lease, PageRange(7, 8)) is Verdict.INSTALL, "its unmapping is still to come"
-        assert invalidation.pass_by(PageRange(2, 5)) == []
-        assert invalidation.pass_by(PageRange(7, 8)) == []
+        invalidation.plan([])
         assert invalidation.next_round() == []
 
     p2m.invalidate(lease, PageRange(0, 8), unmap)
     assert lease.pages_present == 0
 
 
-def test_behind_the_last_unmapping_faults_wait_for_the_end() -> None:
+def test_ahead_of_the_unmapping_faults_are_answered_and_behind_it_they_wait_for_the_end() -> None:
     p2m, lease = P2M(), lease_of()
     served: list[str] = []
+    low, high = PageRange(0, 4), PageRange(4, 8)
 
     def unmap(invalidation: Invalidation) -> None:
-        assert invalidation.next_round() == []
+        invalidation.plan([low, high])
+        invalidation.enter(low, holding=False)
+        assert settle(p2m, lease, PageRange(5, 6)) is Verdict.INSTALL, "its unmapping is still to come"
+        assert settle(p2m, lease, PageRange(3, 5)) is Verdict.INSTALL, "the unmapping may wait for it"
+        invalidation.enter(high, holding=False)
         assert settle(p2m, lease, PageRange(0, 1), lambda: served.append("again")) is Verdict.PARKED
+        invalidation.leave()
+        assert invalidation.next_round() == [(3, 5)]
+        assert settle(p2m, lease, PageRange(7, 8), lambda: served.append("again")) is Verdict.PARKED
         assert served == []
 
     p2m.invalidate(lease, PageRange(0, 8), unmap)
-    assert served == ["again"]
+    assert served == ["again", "again"]
+
+
+def test_a_fault_across_what_is_ahead_and_what_is_done_is_answered_and_late() -> None:
+    invalidation = Invalidation(PageRange(0, 8))
+    invalidation.plan([PageRange(4, 8)])
+    assert invalidation.answers(PageRange(2, 6))
+    assert invalidation.next_round() == [(2, 6)]
 
 
 def test_a_fault_for_which_the_unmapping_waits_is_let_through_and_its_page_unmapped_again() -> None:
@@ -232,17 +245,38 @@ def test_a_fault_for_which_the_unmapping_waits_is_let_through_and_its_page_unmap
     page = PageRange(1, 2)
     served: list[Verdict] = []
 
+    def serve_again() -> None:
+        served.append(settle(p2m, lease, page, serve_again))
+
     def unmap(invalidation: Invalidation) -> None:
-        assert settle(p2m, lease, page) is Verdict.INSTALL
-        assert invalidation.next_round() == [page]
-        invalidation.pass_by(page)
-        assert settle(p2m, lease, page, lambda: served.append(settle(p2m, lease, page))) is Verdict.PARKED
-        for again in invalidation.let_through(page):
+        invalidation.plan([page])
+        invalidation.enter(page, holding=True)
+        assert settle(p2m, lease, page, serve_again) is Verdict.PARKED
+        for again in invalidation.let_through():
             again()
         assert served == [Verdict.INSTALL]
+        after = PageRange(0, 2)
+        assert settle(p2m, lease, after, lambda: served.append(Verdict.AGAIN)) is Verdict.PARKED, "others still wait"
+        invalidation.leave()
         assert invalidation.next_round() == [page]
-        invalidation.pass_by(page)
-        assert invalidation.next_round() == []
+
+    p2m.invalidate(lease, PageRange(0, 8), unmap)
+    assert served == [Verdict.INSTALL, Verdict.AGAIN]
+
+
+def test_a_fault_parked_on_what_will_be_unmapped_again_goes_on_before() -> None:
+    p2m, lease = P2M(), lease_of()
+    page = PageRange(1, 2)
+    served: list[Verdict] = []
+
+    def unmap(invalidation: Invalidation) -> None:
+        invalidation.plan([])
+        assert settle(p2m, lease, page, lambda: served.append(settle(p2m, lease, page))) is Verdict.PARKED
+        invalidation.plan([page])
+        for again in invalidation.waiting_on(page):
+            again()
+        assert served == [Verdict.INSTALL], "it is ahead now"
+        invalidation.enter(page, holding=True)
 
     p2m.invalidate(lease, PageRange(0, 8), unmap)
     assert served == [Verdict.INSTALL]
@@ -252,7 +286,7 @@ def test_faults_outside_of_the_invalidated_range_go_on() -> None:
     p2m, lease = P2M(), lease_of()
 
     def unmap(invalidation: Invalidation) -> None:
-        assert invalidation.next_round() == []
+        invalidation.plan([])
         assert settle(p2m, lease, PageRange(4, 8)) is Verdict.INSTALL
 
     p2m.invalidate(lease, PageRange(0, 4), unmap)

@@ -56,6 +56,11 @@ class FileBacking:
             raise ValueError("can't lend a file for writing that isn't open for writing")
         if writable and _seals(self._fd) & _F_SEAL_WRITE:
             raise ValueError("can't lend a file for writing that is sealed against it")
+        if writable:
+            try:
+                os.pwrite(self._fd, b"", 0)
+            except OSError as error:  # hugetlbfs: EINVAL, it can be written through a mapping only
+                raise ValueError(f"can't lend a file for writing that takes no pwrite: {error}") from error
         wanted_bytes = status.st_size if size_bytes is None else size_bytes
         if wanted_bytes < 1:
             raise ValueError(f"can't lend {wanted_bytes} bytes")

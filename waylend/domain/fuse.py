@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from waylend.backing.base import Backing
 from waylend.domain import fuse_wire as wire
@@ -34,7 +35,7 @@ from waylend.domain.base import DomainStats, LeaseStats, check_range
 from waylend.domain.fuse_server import FuseServer
 from waylend.errors import BackingLost, LeaseEnded, RevokeTimeout
 from waylend.lending.lease import LOST, PRESENT, BackingIndex, Lease, LeaseState, LeaseTable, LossPolicy, Protection
-from waylend.lending.p2m import P2M, EventKind, EventLog, Invalidation, Verdict
+from waylend.lending.p2m import P2M, EventKind, EventLog, Invalidation, Parked, Verdict
 from waylend.lending.pages import PAGE_SHIFT, PAGE_SIZE, PageRange, page_count_of
 
 log = logging.getLogger(__name__)
@@ -44,8 +45,12 @@ _FIRST_LEASE_NODE = 16
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _SYNC_AND_WAIT = 1 | 2 | 4  # SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE, _WAIT_AFTER
+#: How much is unmapped at a time. After that, faults on it wait until all is done, so a busy borrower soon stands still.
+#: What can be written to is taken in smaller stretches: the less is dirtied again behind its write-back, the faster.
+_STRIDE_PAGES = 4096
+_WRITABLE_STRIDE_PAGES = 256
 #: How long an unmapping may wait for a fault that is held back because of it, before that fault is let through.
-_HOLD_S = 0.002
+_HOLD_S = 0.001
 
 
 class _Holding:
@@ -70,6 +75,13 @@ class _LeaseFile:
         self.opens = 0
         #: Whether the kernel has ever asked for the lease's own file.
         self.known = False
+
+
+class _OwnFile(NamedTuple):
+    """A file that we have opened for ourselves; the lease begins at its page ``first_page``."""
+
+    fd: int
+    first_page: int
 
 
 class FuseDomain:
@@ -215,7 +227,8 @@ class FuseDomain:
     def sync(self, lease: Lease) -> None:
         """What the borrower has written so far is in the backing, and durable there where the backing has such a thing."""
         if lease.writable:
-            self._write_back(lease, PageRange(0, lease.page_count))
+            with self._own_files(lease) as own_files:
+                self._write_back(own_files, PageRange(0, lease.page_count))
             self._files[_node_of(lease)].holding.backing.sync()
 
     def end(self, lease: Lease) -> None:
@@ -283,34 +296,52 @@ class FuseDomain:
 
     def _unmap(self, lease: Lease, invalidation: Invalidation) -> None:
         """Drops the pages from the kernel's page cache, until no fault can have slipped in behind (see Invalidation)."""
-        if lease.writable:
-            self._write_back(lease, invalidation.pages)
-        self._drop(lease, invalidation.pages)
-        while True:
+        with self._own_files(lease) as own_files:
+            if lease.writable:
+                # All at once, in large requests. INVAL_INODE alone would have pages written back one by one.
+                self._write_back(own_files, invalidation.pages)
+            stride_pages = _WRITABLE_STRIDE_PAGES if lease.writable else _STRIDE_PAGES
+            stretches = list(_stretches(invalidation.pages, stride_pages))
             with self._lock:
-                late = invalidation.next_round()
-            if not late:
-                return
-            for pages in late:
-                self._drop_again(lease, invalidation, pages)
+                invalidation.plan(stretches)
+            for stretch in stretches:
+                with self._lock:
+                    invalidation.enter(stretch, holding=False)
+                self._drop(lease, own_files, stretch)
+            while True:
+                with self._lock:
+                    invalidation.leave()
+                    late = invalidation.next_round()
+                    stretches = [stretch for pages in late for stretch in _stretches(pages, stride_pages)]
+                    invalidation.plan(stretches)
+                if not stretches:
+                    return
+                for stretch in stretches:
+                    self._drop_again(lease, own_files, invalidation, stretch)
 
-    def _drop_again(self, lease: Lease, invalidation: Invalidation, pages: PageRange) -> None:
+    def _drop_again(
+        self, lease: Lease, own_files: list[_OwnFile], invalidation: Invalidation, pages: PageRange
+    ) -> None:
         """Drops ``pages`` while faults on them are held back; lets those through for which the kernel waits."""
         with self._lock:
-            released = invalidation.pass_by(pages)
-        for again in released:
-            again()
-        dropping = threading.Thread(target=self._drop, args=(lease, pages), name=f"{self.name}-drop", daemon=True)
+            waiting = invalidation.waiting_on(pages)
+        _serve_all(waiting)
+        with self._lock:
+            invalidation.enter(pages, holding=True)
+        dropping = threading.Thread(
+            target=self._drop, args=(lease, own_files, pages), name=f"{self.name}-drop", daemon=True
+        )
         dropping.start()
         dropping.join(_HOLD_S)
         while dropping.is_alive():
             with self._lock:
-                released = invalidation.let_through(pages)
-            for again in released:
-                again()
+                waiting = invalidation.let_through()
+            _serve_all(waiting)
             dropping.join(_HOLD_S)
 
-    def _drop(self, lease: Lease, pages: PageRange) -> None:
+    def _drop(self, lease: Lease, own_files: list[_OwnFile], pages: PageRange) -> None:
+        if lease.writable:
+            self._write_back(own_files, pages)
         size_bytes = (pages.end - pages.start) << PAGE_SHIFT
         node = _node_of(lease)
         if self._files[node].known:
@@ -318,28 +349,37 @@ class FuseDomain:
         if self._bar_known:
             self._server.invalidate(_BAR, (lease.gfns.start + pages.start) << PAGE_SHIFT, size_bytes)
 
-    def _write_back(self, lease: Lease, pages: PageRange) -> None:
-        """Has the kernel write dirty pages back in large requests; INVAL_INODE alone would do it page by page."""
-        size_bytes = (pages.end - pages.start) << PAGE_SHIFT
-        if self._files[_node_of(lease)].known:
-            self._write_back_file(f"lease/{lease.lease_id}", pages.start << PAGE_SHIFT, size_bytes)
-        if self._bar_known:
-            self._write_back_file("bar", (lease.gfns.start + pages.start) << PAGE_SHIFT, size_bytes)
+    @contextmanager
+    def _own_files(self, lease: Lease) -> Iterator[list[_OwnFile]]:
+        """Descriptors of ours through which the kernel can be told to write the lease's pages back; none of a read-only one."""
+        own_files: list[_OwnFile] = []
+        try:
+            if lease.writable and self._files[_node_of(lease)].known:
+                own_files += self._open_own(f"lease/{lease.lease_id}", 0)
+            if lease.writable and self._bar_known:
+                own_files += self._open_own("bar", lease.gfns.start)
+            yield own_files
+        finally:
+            for own_file in own_files:
+                os.close(own_file.fd)
 
-    def _write_back_file(self, path: str, offset_bytes: int, size_bytes: int) -> None:
+    def _open_own(self, path: str, first_page: int) -> list[_OwnFile]:
         thread_id = threading.get_native_id()
         self._own_openers.add(thread_id)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._server.root_fd)
+            return [_OwnFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._server.root_fd), first_page)]
         except OSError as error:  # cut off: nothing can be written back any more
             log.warning("domain %s: can't write back %s: %s", self.name, path, error)
-            return
+            return []
         finally:
             self._own_openers.discard(thread_id)
-        try:
-            _libc.sync_file_range(fd, offset_bytes, size_bytes, _SYNC_AND_WAIT)
-        finally:
-            os.close(fd)
+
+    def _write_back(self, own_files: list[_OwnFile], pages: PageRange) -> None:
+        """Has the kernel write back what is dirty."""
+        size_bytes = (pages.end - pages.start) << PAGE_SHIFT
+        for own_file in own_files:
+            offset_bytes = (own_file.first_page + pages.start) << PAGE_SHIFT
+            _libc.sync_file_range(own_file.fd, offset_bytes, size_bytes, _SYNC_AND_WAIT)
 
     def _cut_off(self) -> None:
         """The last resort, called by the watchdog: every access of the borrower fails from now on."""
@@ -593,6 +633,16 @@ class FuseDomain:
         file = self._files.get(node)
         if file is not None and file.lease.writable:
             file.holding.backing.sync()
+
+
+def _stretches(pages: PageRange, stride_pages: int) -> Iterator[PageRange]:
+    for start in range(pages.start, pages.end, stride_pages):
+        yield PageRange(start, min(start + stride_pages, pages.end))
+
+
+def _serve_all(faults: list[Parked]) -> None:
+    for serve in faults:
+        serve()
 
 
 def _node_of(lease: Lease) -> int:

@@ -107,24 +107,33 @@ class Parked(Protocol):
 class Invalidation:
     """One invalidation of ``pages`` of a lease, while it is in progress. Guarded by the P2M's lock.
 
-    At first it is *open*: the unmapping may wait for any fault on these pages, so all of them are answered at once,
-    with the content that is still valid, and noted in ``late``: the unmapping may have passed their page before.
-    Then, one late range after the other is unmapped once more. A fault on a range that is still ahead is answered
-    (its unmapping is to come); any other is parked until the end, as its page has been unmapped for the last time.
+    The unmapping walks over the pages, one stretch after the other, and may wait for any fault on the stretch that it is
+    at. So a fault *ahead* of the walk is answered with the content that is still valid, as its pages are yet to be
+    unmapped; one *behind* it is parked until the end, as its pages have been unmapped for the last time. One on the
+    *current* stretch is answered too, and noted as late: the walk may have passed its page just before. Late pages are
+    walked over again, and in that round faults on the current stretch are parked, unless the unmapping turns out to
+    wait for them.
+
+    To begin with, all pages are the current stretch: a domain that unmaps in one go need not plan anything.
     """
 
-    __slots__ = ("ahead", "late", "open", "pages", "parked")
+    __slots__ = ("admitted", "ahead", "current", "holding", "late", "pages", "parked")
 
     def __init__(self, pages: PageRange) -> None:
         self.pages = pages
-        self.open = True
-        self.late: list[PageRange] = []
+        self.current: PageRange | None = pages
+        self.holding = False
         self.ahead: list[PageRange] = []
+        self.late: list[PageRange] = []
+        #: Faults on the current stretch that are answered although it is held.
+        self.admitted: list[PageRange] = []
         self.parked: list[tuple[PageRange, Parked]] = []
 
     def answers(self, pages: PageRange) -> bool:
         """Whether a fault on ``pages`` is answered now; notes it as late where that is needed."""
-        if self.open:
+        if self.current is not None and self.current.overlaps(pages):
+            if self.holding and pages not in self.admitted:
+                return False
             self.late.append(pages)
             return True
         if any(ahead.contains(pages) for ahead in self.ahead):
@@ -134,36 +143,42 @@ class Invalidation:
             return True
         return False
 
-    def next_round(self) -> list[PageRange]:
-        """Closes the round: the late ranges, merged, in order, which are *ahead* from now on. None: all is unmapped."""
-        self.open = False
-        self.ahead = _merged(self.late)
-        self.late = []
-        return list(self.ahead)
+    def plan(self, stretches: list[PageRange]) -> None:
+        """The walk will go over ``stretches``: all of them are ahead."""
+        self.current = None
+        self.ahead = list(stretches)
 
-    def pass_by(self, pages: PageRange) -> list[Parked]:
-        """``pages``, an element of ``ahead``, is about to be unmapped: from now on faults on it are parked.
-
-        Returns the parked faults that overlap it: the unmapping would wait for them, so let them go on first.
-        """
-        released = self._released(pages)
-        self.ahead.remove(pages)
-        return released
-
-    def let_through(self, pages: PageRange) -> list[Parked]:
-        """The unmapping of ``pages`` seems to wait for parked faults: returns them, to go on and be answered.
-
-        So ``pages`` are ahead again, and late: they will be unmapped once more.
-        """
-        if pages not in self.ahead:
-            self.ahead.append(pages)
-            self.late.append(pages)
-        return self._released(pages)
-
-    def _released(self, pages: PageRange) -> list[Parked]:
-        released = [fault for range_, fault in self.parked if range_.overlaps(pages)]
+    def waiting_on(self, pages: PageRange) -> list[Parked]:
+        """Takes out the parked faults on ``pages``, for which an unmapping of them would wait: to be served now."""
+        waiting = [fault for range_, fault in self.parked if range_.overlaps(pages)]
         self.parked = [(range_, fault) for range_, fault in self.parked if not range_.overlaps(pages)]
-        return released
+        return waiting
+
+    def enter(self, pages: PageRange, *, holding: bool) -> None:
+        """The walk is at ``pages``, one of those that were ahead. ``holding``: faults on them are parked."""
+        self.ahead.remove(pages)
+        self.current = pages
+        self.holding = holding
+        self.admitted = []
+
+    def let_through(self) -> list[Parked]:
+        """The unmapping seems to wait for parked faults: those on the current stretch, to be served now, as late ones.
+
+        Faults that come after them are still parked, so each round has fewer late pages than the one before.
+        """
+        if self.current is None:
+            return []
+        self.admitted += [range_ for range_, _ in self.parked if range_.overlaps(self.current)]
+        return self.waiting_on(self.current)
+
+    def leave(self) -> None:
+        """The current stretch is unmapped."""
+        self.current = None
+
+    def next_round(self) -> list[PageRange]:
+        """What must be walked over again, merged and in order. Nothing: all is unmapped, and whatever comes is parked."""
+        again, self.late = _merged(self.late), []
+        return again
 
 
 def _merged(ranges: list[PageRange]) -> list[PageRange]:
