@@ -32,17 +32,28 @@ class Proxy:
         self.socket = self.runtime_dir / "wayland-0"
         self.control = self.runtime_dir / "control"
         self.host = host
+        self._flags = flags
         self._log_dir = Path(tempfile.mkdtemp(prefix="waylend-log-"))
-        command = [*WAYLEND, "serve", "--listen", str(self.socket), "--host", str(host.socket)]
-        command += ["--control", str(self.control), *flags]
-        self._host_files = set(os.listdir(host.runtime_dir))
-        self.process = Process(
-            command, self._log_dir / "log", plain_environment(self.runtime_dir, PYTHONUNBUFFERED="1")
-        )
-        self.process.wait_until(self.socket.exists, "waylend's socket")
-        self.process.wait_until(self.control.exists, "waylend's control socket")
-        self.domains()  # what is opened on first use is open now
+        self._mounts = _mounts()
+        try:
+            self.start()
+        except BaseException:
+            self.process.end()
+            raise
+
+    def start(self) -> None:
+        command = [*WAYLEND, "serve", "--listen", str(self.socket), "--host", str(self.host.socket)]
+        command += ["--control", str(self.control), *self._flags]
+        environment = plain_environment(self.runtime_dir, PYTHONUNBUFFERED="1")
+        self.process = Process(command, self._log_dir / "log", environment)
+        self.process.wait_until(lambda: self.socket.exists() and self.control.exists(), "waylend's sockets")
+        self.process.wait_until(self._answers, "waylend to answer at its control socket")
         self._fds_at_start = self.fd_kinds()
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(AssertionError):
+            return self.ask("leases") != ""
+        return False
 
     def ask(self, command: str, *arguments: str) -> str:
         """What `waylend COMMAND` prints when it asks this proxy."""
@@ -77,14 +88,18 @@ class Proxy:
             assert "Traceback" not in self.process.log(), self.process.log()
             left = sorted(str(path.relative_to(self.runtime_dir)) for path in self.runtime_dir.rglob("*"))
             assert left in ([], ["waylend"]), f"left in the runtime directory: {left}"
-            assert str(self.runtime_dir) not in Path("/proc/self/mountinfo").read_text(), "a mount stays"
-            if self.host.process.running:
-                more = set(os.listdir(self.host.runtime_dir)) - self._host_files
-                assert not more, f"left in the compositor's directory: {more}"
+            assert _mounts() <= self._mounts, f"mounts stay: {_mounts() - self._mounts}"
+            more = [name for name in os.listdir(self.host.runtime_dir) if name.startswith("waylend")]
+            assert not more, f"left in the compositor's directory: {more}"
         finally:
             self.process.end()
             shutil.rmtree(self.runtime_dir)
             shutil.rmtree(self._log_dir)
+
+
+def _mounts() -> frozenset[str]:
+    """What this process sees mounted: the mount points."""
+    return frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
 
 
 class Guest:
