@@ -22,6 +22,7 @@ import pytest
 from waylend.domain.base import Domain
 from waylend.domain.fuse import FuseDomain
 from waylend.domain.memfd import MemfdDomain
+from waylend.domain.process import ProcessDomain
 from waylend.errors import Unavailable
 from waylend.lending.lease import Lease
 from waylend.lending.pages import PAGE_SIZE
@@ -166,6 +167,7 @@ def borrow_fd(domain: Domain, lease: Lease) -> Borrower:
 
 DOMAINS = [
     Kind("fuse", FuseDomain, borrow_fd),
+    Kind("process", ProcessDomain, borrow_fd),
     Kind("memfd", MemfdDomain, borrow_fd, serves_faults=False, knows_unused=False),
 ]
 

@@ -77,6 +77,10 @@ class FileBacking:
     def size_bytes(self) -> int:
         return self._size_bytes
 
+    def fileno(self) -> int:
+        """The descriptor, to pass on. It stays this backing's own."""
+        return self._fd
+
     @property
     def writable(self) -> bool:
         return self._writable

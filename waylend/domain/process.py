@@ -1,0 +1,349 @@
+"""ProcessDomain: a FuseDomain that lives in a process of its own, so that serving faults never waits for our interpreter lock.
+
+A busy Python thread gives the lock up only every few milliseconds, and a fault needs it several times. Where the lender also
+relays messages, its domain should be one of these. The process has next to no imports and ends when the socket to it does,
+however its lender ends; what it holds ends with it, as a detached mount does. What can be lent is what can be sent: files.
+
+Each request is a length, JSON and maybe descriptors beside it, and has one answer; the requests are the methods of ``Domain``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import waylend
+from waylend import errors
+from waylend.backing.base import Backing
+from waylend.backing.file import FileBacking
+from waylend.domain.base import DomainStats, LeaseStats, check_range
+from waylend.errors import LeaseEnded, LendingError, Unavailable
+from waylend.lending.lease import Lease, LeaseState, LossPolicy, Protection
+from waylend.lending.p2m import EventKind, EventLog
+from waylend.lending.pages import PAGE_SHIFT, PageRange, page_count_of
+
+_LENGTH = struct.Struct("=I")
+_ENDING_S = 5.0
+
+
+class _Borrowed:
+    """What the lender's side keeps of a lease: the backing, whose owner may take pages away on this side."""
+
+    def __init__(self, lease: Lease, backing: Backing, unsubscribe: Callable[[], None]) -> None:
+        self.lease = lease
+        self.backing = backing
+        self.unsubscribe = unsubscribe
+
+
+class ProcessDomain:
+    """See ``Domain``. Takes the options of FuseDomain that are numbers, strings or flags. Raises what FuseDomain raises.
+
+    Calls are served one after the other; each waits for the other process, never for a borrower. Should that process
+    die, borrowers get errors and all calls here raise LeaseEnded.
+    """
+
+    mechanism = "fuse"
+
+    def __init__(self, name: str, **options: object) -> None:
+        self.name = name
+        self.events = EventLog()
+        self._lock = threading.RLock()
+        self._borrowed: dict[int, _Borrowed] = {}
+        self._closed = False
+        ours, theirs = socket.socketpair()
+        self._socket = ours
+        package_home = os.path.dirname(os.path.dirname(os.path.abspath(waylend.__file__)))
+        program = (
+            f"import sys; sys.path.insert(0, {package_home!r}); "
+            f"from waylend.domain.process import serve; serve({theirs.fileno()})"
+        )
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", program], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+            )
+        try:
+            self._aperture_pages: int = self._ask("open", name=name, options=options)["aperture_pages"]
+        except BaseException:
+            self._finish()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The process that serves the faults."""
+        return self._process.pid
+
+    def lend(
+        self,
+        backing: Backing,
+        *,
+        offset_bytes: int = 0,
+        size_bytes: int | None = None,
+        protection: Protection = Protection.READ,
+        loss: LossPolicy = LossPolicy.FAULT,
+        name: str = "",
+    ) -> Lease:
+        if not isinstance(backing, FileBacking):
+            raise ValueError("only files can be lent from a process of its own")
+        if size_bytes is None:
+            size_bytes = backing.size_bytes - offset_bytes
+        check_range(backing, offset_bytes, size_bytes)
+        with self._lock:
+            answer = self._ask(
+                "lend",
+                fds=[backing.fileno()],
+                backing_bytes=backing.size_bytes,
+                writable=backing.writable,
+                offset_bytes=offset_bytes,
+                size_bytes=size_bytes,
+                protection=protection.value,
+                loss=loss.value,
+                name=name,
+            )
+            gfn = answer["gfn"]
+            lease = Lease(
+                answer["lease_id"],
+                name,
+                self.name,
+                PageRange(gfn, gfn + page_count_of(size_bytes)),
+                size_bytes,
+                backing.key,
+                offset_bytes >> PAGE_SHIFT,
+                protection,
+                loss,
+            )
+            unsubscribe = backing.subscribe(lambda pages: self._on_invalidate(lease, pages))
+            self._borrowed[lease.lease_id] = _Borrowed(lease, backing, unsubscribe)
+        self.events.emit(EventKind.LENT, lease, PageRange(0, lease.page_count))
+        return lease
+
+    def open_lease(self, lease: Lease) -> int:
+        fd: int = self._ask("open_lease", lease_id=lease.lease_id)["fds"][0]
+        return fd
+
+    def revoke(self, lease: Lease, pages: PageRange | None = None) -> int:
+        """See ``Domain``. ``pages`` (from 0) takes only a part. Raises LeaseEnded, RevokeTimeout."""
+        taken: int = self._ask("revoke", lease_id=lease.lease_id, pages=pages)["taken"]
+        self.events.emit(EventKind.REVOKED, lease, PageRange(0, lease.page_count) if pages is None else pages)
+        return taken
+
+    def sync(self, lease: Lease) -> None:
+        """What the borrower has written so far is in the backing, and durable there where the backing has such a thing."""
+        self._ask("sync", lease_id=lease.lease_id)
+
+    def end(self, lease: Lease) -> None:
+        if lease.state is not LeaseState.ENDED:
+            with contextlib.suppress(LeaseEnded):
+                self._ask("end", lease_id=lease.lease_id)
+
+    def end_when_unused(self, lease: Lease) -> None:
+        if lease.state is not LeaseState.ENDED:
+            lease.state = LeaseState.ENDING
+            with contextlib.suppress(LeaseEnded):
+                self._ask("end_when_unused", lease_id=lease.lease_id)
+
+    def lease(self, lease_id: int) -> Lease | None:
+        """The lease with that id, while it isn't over."""
+        borrowed = self._borrowed.get(lease_id)
+        return None if borrowed is None else borrowed.lease
+
+    def stats(self) -> DomainStats:
+        leases = [] if self._closed else self._ask("stats")["leases"]
+        return DomainStats(
+            self.name, self.mechanism, self._aperture_pages, tuple(LeaseStats(**figures) for figures in leases)
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            with contextlib.suppress(LendingError):
+                self._ask("close")
+            self._finish()
+
+    def _finish(self) -> None:
+        """The process is gone, or goes now, and every lease with it."""
+        self._closed = True
+        self._socket.close()
+        try:
+            self._process.wait(_ENDING_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._over(list(self._borrowed))
+
+    def _on_invalidate(self, lease: Lease, pages: PageRange) -> None:
+        mine = lease.from_backing(pages)
+        if mine.page_count:
+            with contextlib.suppress(LeaseEnded):
+                self._ask("invalidate", lease_id=lease.lease_id, pages=mine)
+
+    def _over(self, lease_ids: list[int]) -> None:
+        """These leases have ended over there: closes their backings here."""
+        for lease_id in lease_ids:
+            borrowed = self._borrowed.pop(lease_id, None)
+            if borrowed is not None:
+                borrowed.lease.state = LeaseState.ENDED
+                borrowed.unsubscribe()
+                if all(other.backing is not borrowed.backing for other in self._borrowed.values()):
+                    borrowed.backing.close()
+                self.events.emit(EventKind.ENDED, borrowed.lease, PageRange(0, borrowed.lease.page_count))
+
+    def _ask(self, request: str, *, fds: list[int] | None = None, **arguments: object) -> dict[str, Any]:
+        """One request and its answer; raises what was raised over there."""
+        with self._lock:
+            if self._closed:
+                raise LeaseEnded(f"domain {self.name} is closed")
+            try:
+                _send(self._socket, {"request": request, **arguments}, fds or [])
+                answer = _receive(self._socket)
+            except OSError as error:
+                answer = None
+                logging.getLogger(__name__).error("domain %s: %s", self.name, error)
+            if answer is None:
+                self._finish()
+                raise LeaseEnded(f"domain {self.name}: the process that served it is gone")
+            self._over(answer.get("ended", []))
+            if "error" in answer:
+                raise _revived(answer["error"], answer["arguments"])
+            return answer
+
+
+def _send(connection: socket.socket, message: dict[str, Any], fds: list[int]) -> None:
+    content = json.dumps(message).encode()
+    packet = _LENGTH.pack(len(content)) + content
+    sent = socket.send_fds(connection, [packet], fds)
+    connection.sendall(packet[sent:])
+
+
+def _receive(connection: socket.socket) -> dict[str, Any] | None:
+    """The next message, its descriptors under ``fds``; None at the end. They come with the first bytes."""
+    head, fds, _, _ = socket.recv_fds(connection, _LENGTH.size, 4, socket.MSG_CMSG_CLOEXEC | socket.MSG_WAITALL)
+    if len(head) < _LENGTH.size:
+        return None
+    length_bytes = _LENGTH.unpack(head)[0]
+    content = connection.recv(length_bytes, socket.MSG_WAITALL)
+    if len(content) < length_bytes:
+        return None
+    message: dict[str, Any] = json.loads(content)
+    message["fds"] = fds
+    return message
+
+
+def _revived(name: str, arguments: list[str]) -> Exception:
+    """The exception that was raised over there: one of ours, or ValueError; anything else is a LendingError."""
+    if name == "ValueError":
+        return ValueError(*arguments)
+    if name == "Unavailable":
+        return Unavailable(*arguments)
+    kind = getattr(errors, name, LendingError)
+    return kind(*arguments) if issubclass(kind, LendingError) else LendingError(f"{name}: {arguments}")
+
+
+# -- the process that serves
+
+
+def serve(fd: int) -> None:
+    """What runs over there: requests from the socket ``fd``, until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the lender, whose end is ours
+    connection = socket.socket(fileno=fd)
+    server: _Server | None = None
+    try:
+        while (message := _receive(connection)) is not None:
+            fds: list[int] = []
+            try:
+                if server is None:
+                    server = _Server(message["name"], message["options"])
+                    answer: dict[str, Any] = {"aperture_pages": server.domain.stats().aperture_pages}
+                else:
+                    answer, fds = server.answer(message)
+            except Unavailable as error:
+                answer = {"error": "Unavailable", "arguments": [error.reason, error.remedy]}
+            except Exception as error:
+                answer = {"error": type(error).__name__, "arguments": [str(error)]}
+            if server is not None:
+                answer["ended"] = server.ended()
+            _send(connection, answer, fds)
+            for passed in fds:
+                os.close(passed)
+            if message["request"] == "close":
+                break
+    except OSError:
+        pass  # the lender is gone
+    finally:
+        if server is not None:
+            server.domain.close()
+
+
+class _Server:
+    """The real domain, asked by messages."""
+
+    def __init__(self, name: str, options: dict[str, Any]) -> None:
+        from waylend.domain.fuse import FuseDomain  # noqa: PLC0415  the lender's side needs none of it
+
+        self.domain = FuseDomain(name, **options)
+        self._leases: dict[int, Lease] = {}
+
+    def ended(self) -> list[int]:
+        """Leases that have ended since the last call."""
+        over = [lease_id for lease_id, lease in self._leases.items() if lease.state is LeaseState.ENDED]
+        for lease_id in over:
+            del self._leases[lease_id]
+        return over
+
+    def answer(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        """An answer and the descriptors that go with it, which are closed after sending."""
+        request = message["request"]
+        if request == "lend":
+            return self._lend(message), []
+        if request == "stats":
+            return {"leases": [vars(stats) for stats in self.domain.stats().leases]}, []
+        if request == "close":
+            self.domain.close()
+            return {}, []
+        lease = self._leases.get(message["lease_id"])
+        if lease is None:
+            raise LeaseEnded(f"lease {message['lease_id']} of domain {self.domain.name} is over")
+        if request == "open_lease":
+            return {}, [self.domain.open_lease(lease)]
+        pages = PageRange(*message["pages"]) if message.get("pages") else None
+        if request == "revoke":
+            return {"taken": self.domain.revoke(lease, pages)}, []
+        if request == "invalidate":
+            self.domain.revoke(lease, pages)
+            lease.revocations -= 1
+        elif request == "sync":
+            self.domain.sync(lease)
+        elif request == "end":
+            self.domain.end(lease)
+        elif request == "end_when_unused":
+            self.domain.end_when_unused(lease)
+        else:
+            raise ValueError(f"no request {request!r}")
+        return {}, []
+
+    def _lend(self, message: dict[str, Any]) -> dict[str, Any]:
+        backing = FileBacking(message["fds"][0], size_bytes=message["backing_bytes"], writable=message["writable"])
+        try:
+            lease = self.domain.lend(
+                backing,
+                offset_bytes=message["offset_bytes"],
+                size_bytes=message["size_bytes"],
+                protection=Protection(message["protection"]),
+                loss=LossPolicy(message["loss"]),
+                name=message["name"],
+            )
+        except BaseException:
+            backing.close()
+            raise
+        self._leases[lease.lease_id] = lease
+        return {"lease_id": lease.lease_id, "gfn": lease.gfns.start}
