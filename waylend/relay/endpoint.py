@@ -19,8 +19,9 @@ RECEIVE_BYTES = 1 << 16
 _ANCILLARY_BYTES = socket.CMSG_SPACE(253 * 4)
 # MAX_FDS_OUT of libwayland: a receiver of its loses what one sendmsg carries above that.
 _FDS_PER_SEND = 28
-_SCM_RIGHTS = (int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS))
 # As plain ints: an enum's `&` costs as much as the system call.
+_SOL_SOCKET = int(socket.SOL_SOCKET)
+_SCM_RIGHTS = int(socket.SCM_RIGHTS)
 _CMSG_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
 _CTRUNC = int(socket.MSG_CTRUNC)
 
@@ -32,11 +33,8 @@ class ReceiveBuffer:
         memory = bytearray(MAX_MESSAGE_BYTES + 4 + RECEIVE_BYTES)
         self.octets = memoryview(memory)
         self.words = self.octets.cast("I")
+        #: Where a receive goes when nothing was left over.
         self.whole = (self.octets[:RECEIVE_BYTES],)
-
-    def behind(self, start: int) -> tuple[memoryview]:
-        """Where a receive goes when ``start`` bytes are there already."""
-        return (self.octets[start : start + RECEIVE_BYTES],) if start else self.whole
 
 
 class Endpoint:
@@ -64,7 +62,10 @@ class Endpoint:
         start = len(rest)
         if start:
             buffer.octets[:start] = rest
-        count, ancillary, flags, _ = self.sock.recvmsg_into(buffer.behind(start), _ANCILLARY_BYTES, _CMSG_CLOEXEC)
+            into = (buffer.octets[start : start + RECEIVE_BYTES],)
+        else:
+            into = buffer.whole
+        count, ancillary, flags, _ = self.sock.recvmsg_into(into, _ANCILLARY_BYTES, _CMSG_CLOEXEC)
         fds = _fds_of(ancillary) if ancillary else None
         if flags & _CTRUNC:
             close_all(fds or ())
@@ -85,7 +86,7 @@ class Endpoint:
             return
         try:
             if fds:
-                sent = self.sock.sendmsg((octets,), ((*_SCM_RIGHTS, array.array("i", fds)),))
+                sent = self.sock.sendmsg((octets,), ((_SOL_SOCKET, _SCM_RIGHTS, array.array("i", fds)),))
                 close_all(fds)
                 fds = None
             else:
@@ -114,7 +115,7 @@ class Endpoint:
             octets, fds = self._queue[0]
             try:
                 if fds:
-                    sent = self.sock.sendmsg((octets,), ((*_SCM_RIGHTS, array.array("i", fds)),))
+                    sent = self.sock.sendmsg((octets,), ((_SOL_SOCKET, _SCM_RIGHTS, array.array("i", fds)),))
                 else:
                     sent = self.sock.send(octets)
             except BlockingIOError:
@@ -153,6 +154,6 @@ def close_all(fds: Iterable[int]) -> None:
 def _fds_of(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     fds = array.array("i")
     for level, kind, content in ancillary:
-        if (level, kind) == _SCM_RIGHTS:
+        if kind == _SCM_RIGHTS and level == _SOL_SOCKET:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
     return list(fds)

@@ -121,10 +121,15 @@ class Session:
             self._hung_up(source, error.strerror or f"{error}")
             return
         source.rest = bytes(buffer.octets[whole:count]) if whole < count else b""
-        if scanner.edits or scanner.claimed:
-            target.send(*_edited(scanner, buffer.octets[:whole]))
-        elif whole:
-            target.send(buffer.octets[:whole])
+        if whole:
+            chunk = buffer.octets[:whole]
+            if scanner.edits:
+                chunk = _edited(scanner, chunk)
+            if scanner.claimed:
+                claimed, scanner.claimed = scanner.claimed, []
+                target.send(chunk, claimed)
+            else:
+                target.send(chunk)
         if target.queued_bytes:
             self._watch()
 
@@ -211,16 +216,13 @@ def credentials_of(sock: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def _edited(scanner: Scanner[int], octets: memoryview) -> tuple[memoryview, list[int]]:
-    """The chunk with the scan's edits, and the fds that go with it."""
-    fds, scanner.claimed = scanner.claimed, []
-    if scanner.edits:
-        parts: list[bytes | memoryview] = []
-        at = 0
-        for edit in scanner.edits:
-            parts += (octets[at : edit.start * 4], edit.replacement)
-            at = edit.end * 4
-        parts.append(octets[at:])
-        scanner.edits.clear()
-        octets = memoryview(b"".join(parts))
-    return octets, fds
+def _edited(scanner: Scanner[int], octets: memoryview) -> memoryview:
+    """The chunk with the scan's edits, which are done then."""
+    parts: list[bytes | memoryview] = []
+    at = 0
+    for edit in scanner.edits:
+        parts += (octets[at : edit.start * 4], edit.replacement)
+        at = edit.end * 4
+    parts.append(octets[at:])
+    scanner.edits.clear()
+    return memoryview(b"".join(parts))

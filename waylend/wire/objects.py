@@ -10,6 +10,7 @@ rules: the client's own are 1 .. 0xfeffffff, and stay taken after a destructor u
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 from waylend.errors import ProtocolError
 from waylend.wire.spec import ArgType, InterfaceSpec, MessageSpec
@@ -23,6 +24,20 @@ CLOSER_LOOK = 0
 DELETE_ID = -1
 
 
+class Look(NamedTuple):
+    """What a closer look at a message needs, in one place: this is the second-hottest path."""
+
+    spec: MessageSpec
+    full_name: str
+    size_bytes: int | None
+    fd_count: int
+    changes_objects: bool
+
+
+def looks_of(messages: tuple[MessageSpec, ...]) -> tuple[Look, ...]:
+    return tuple(Look(one, one.full_name, one.size_bytes, one.fd_count, one.changes_objects) for one in messages)
+
+
 class Kind:
     """An interface at a version, as a scan needs it.
 
@@ -33,17 +48,20 @@ class Kind:
     - a negative key of ``Catalogue.effects``: it creates one object or destroys its own, and that is all;
     - ``DELETE_ID``.
 
-    Other words are not there: a message of varying size, or one that breaks the protocol. ``zombie`` is the same kind
-    after its destructor: events still have their meaning, requests have none.
+    Other words are not there: a message of varying size, or one that breaks the protocol. ``request_looks`` and
+    ``event_looks`` have every message by its opcode. ``zombie`` is the same kind after its destructor: events still have
+    their meaning, requests have none.
     """
 
-    __slots__ = ("events", "requests", "spec", "version", "zombie")
+    __slots__ = ("event_looks", "events", "request_looks", "requests", "spec", "version", "zombie")
 
     def __init__(self, spec: InterfaceSpec, version: int) -> None:
         self.spec = spec
         self.version = version
         self.requests: dict[int, int] = {}
         self.events: dict[int, int] = {}
+        self.request_looks: tuple[Look, ...] = ()
+        self.event_looks = looks_of(spec.events)
         self.zombie: Kind = self
 
     @property
@@ -88,6 +106,7 @@ class Catalogue:
         kind = self._kinds.get((interface, version))
         if kind is None:
             kind = Kind(self.tables[interface].at_version(version), version)
+            kind.request_looks = looks_of(kind.spec.requests)
             kind.zombie = Kind(kind.spec, version)
             self._kinds[interface, version] = kind  # before the children: an interface may create its own kind
             for request in kind.spec.requests:

@@ -16,7 +16,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from waylend.errors import CompositorError, LimitExceeded, Malformed, PeerError, ProtocolError
 from waylend.wire.codec import Value, decode
-from waylend.wire.objects import CLOSER_LOOK, DELETE_ID, DISPLAY_ID, Kind, ObjectMap
+from waylend.wire.objects import CLOSER_LOOK, DELETE_ID, DISPLAY_ID, Kind, Look, ObjectMap
 from waylend.wire.spec import HEADER_BYTES, ArgType, MessageSpec
 
 Fd = TypeVar("Fd")
@@ -87,7 +87,7 @@ class Scanner(Generic[Fd]):
     def _fail(self, object_id: int, code: int, what: str) -> PeerError:
         raise NotImplementedError
 
-    def _specs_of(self, kind: Kind) -> tuple[MessageSpec, ...]:
+    def _looks_of(self, kind: Kind) -> tuple[Look, ...]:
         raise NotImplementedError
 
     def _create(self, object_id: int, kind: Kind) -> None:
@@ -96,37 +96,38 @@ class Scanner(Generic[Fd]):
     def _look_closer(self, words: memoryview, octets: memoryview, start: int, word_count: int) -> int:
         """Handles the message at ``start`` by the book. Returns where the next begins, or -1 if it isn't whole yet."""
         object_id, word = words[start], words[start + 1]
-        size_bytes, opcode = word >> 16, word & 0xFFFF
         kind = self.objects.kinds.get(object_id)
-        specs = self._specs_of(kind) if kind is not None else ()
-        if opcode >= len(specs):
+        looks = self._looks_of(kind) if kind is not None else ()
+        opcode = word & 0xFFFF
+        if kind is None or opcode >= len(looks):
             raise self._unknown(kind, object_id, opcode)
-        spec = specs[opcode]
-        if size_bytes != spec.size_bytes and (spec.size_bytes or size_bytes < HEADER_BYTES or size_bytes % 4):
-            expected = f"{spec.size_bytes}" if spec.size_bytes else "a multiple of 4, at least 8"
+        spec, full_name, known_bytes, fd_count, changes_objects = looks[opcode]
+        size_bytes = word >> 16
+        if size_bytes != known_bytes and (known_bytes or size_bytes < HEADER_BYTES or size_bytes % 4):
+            expected = f"{known_bytes}" if known_bytes else "a multiple of 4, at least 8"
             raise self._broken(object_id, spec, f"size is {size_bytes} bytes, should be {expected}")
-        end = start + size_bytes // 4
+        end = start + (size_bytes >> 2)
         if end > word_count:
             return -1
-        fds = self._claim(object_id, spec) if spec.fd_count else []
-        message = Message(object_id, spec, bytes(octets[start * 4 : end * 4]), fds)
+        fds = self._claim(object_id, spec) if fd_count else []
+        message = Message(object_id, spec, bytes(octets[start << 2 : end << 2]), fds)
         try:
-            if self.is_request and spec.size_bytes is None:
+            if self.is_request and known_bytes is None:
                 message.args  # noqa: B018 (a client's strings and arrays are checked before anybody counts on them)
             if self.trace is not None:
                 self.trace(message)
-            hook = self.hooks.get(spec.full_name)
+            hook = self.hooks.get(full_name)
             if hook is not None:
                 replacement = hook(message)
                 if replacement is not None:
                     self.edits.append(Edit(start, end, replacement))
-            if spec.changes_objects:
-                assert kind is not None
+            if changes_objects:
                 self._apply(message, kind)
         except Malformed as error:
             raise self._broken(object_id, spec, f"{error}") from None
         finally:
-            self.claimed += message.fds
+            if fds:
+                self.claimed += fds
         return end
 
     def _apply(self, message: Message[Fd], kind: Kind) -> None:
@@ -169,7 +170,8 @@ class Scanner(Generic[Fd]):
         missing = spec.fd_count - len(self.unclaimed)
         if missing > 0:
             raise self._broken(object_id, spec, f"{missing} of {spec.fd_count} file descriptors did not come with it")
-        return [self.unclaimed.popleft() for _ in range(spec.fd_count)]
+        take = self.unclaimed.popleft
+        return [take()] if spec.fd_count == 1 else [take() for _ in range(spec.fd_count)]
 
     def _broken(self, object_id: int, spec: MessageSpec, why: str) -> PeerError:
         return self._fail(
@@ -227,8 +229,8 @@ class RequestScanner(Scanner[Fd]):
             self._check_unclaimed()
         return here if at > word_count else at
 
-    def _specs_of(self, kind: Kind) -> tuple[MessageSpec, ...]:
-        return kind.spec.requests if kind.zombie is not kind else ()
+    def _looks_of(self, kind: Kind) -> tuple[Look, ...]:
+        return kind.request_looks
 
     def _create(self, object_id: int, kind: Kind) -> None:
         self.objects.create_by_client(object_id, kind)
@@ -267,8 +269,8 @@ class EventScanner(Scanner[Fd]):
             at = end
         return here if at > word_count else at
 
-    def _specs_of(self, kind: Kind) -> tuple[MessageSpec, ...]:
-        return kind.spec.events
+    def _looks_of(self, kind: Kind) -> tuple[Look, ...]:
+        return kind.event_looks
 
     def _create(self, object_id: int, kind: Kind) -> None:
         try:

@@ -87,30 +87,27 @@ class LentFiles(Interposer):
         self._exchange(message, "colour profile")
 
     def _exchange(self, message: FdMessage, name: str) -> None:
+        fd = message.fds[0]
+        status = os.fstat(fd)
         # In each of these events the size is the last argument.
-        (size_bytes,) = _UINT.unpack_from(message.raw, len(message.raw) - 4)
-        status = os.fstat(message.fds[0])
-        key = (status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size, size_bytes)
+        key = (status.st_ino, status.st_ctime_ns, status.st_size, status.st_dev, message.raw[-4:])
         given = self._given.get(key)
         if given is None:
-            given = self._lend(message, size_bytes, name)
-            if given is None:
-                return
+            given = self._lend(message, name)
             self._given[key] = given
-        else:
-            os.close(message.fds.pop())
-        message.fds.append(os.dup(given))
+        # Closes theirs, and puts a copy of ours in its place.
+        os.dup2(given, fd, inheritable=False)
 
-    def _lend(self, message: FdMessage, size_bytes: int, name: str) -> int | None:
-        """A new fd of lent memory in the place of the message's; None if there is nothing in it to lend."""
+    def _lend(self, message: FdMessage, name: str) -> int:
+        """A new fd of lent memory, for what the message's fd is; an empty file if there is nothing in that to lend."""
         client = self._client
+        (size_bytes,) = _UINT.unpack(message.raw[-4:])
         try:
-            backing = FileBacking(message.fds.pop(), size_bytes=size_bytes)
+            backing = FileBacking(os.dup(message.fds[0]), size_bytes=size_bytes)
         except ValueError as error:
             # A keymap of format no_keymap has no content, and its fd may be anything.
             logger.info("client %d gets an empty file for its %s: %s", client.session_id, name, error)
-            message.fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-            return None
+            return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
             lease = self._lender.lend(backing, name, client.session_id)
         except QuotaExceeded as error:
