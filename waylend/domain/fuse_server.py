@@ -5,6 +5,7 @@ What is behind the files is the owner's business (``Files``). Nothing about leas
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -26,6 +27,8 @@ _VALID_S = 1 << 30
 _O_DIRECT = os.O_DIRECT
 #: How long ``close`` waits for requests that are being served.
 _ENDING_S = 2.0
+#: How long a thread may take to answer when it is asked to end.
+_ASKING_S = 0.2
 
 
 class Files(Protocol):
@@ -139,9 +142,32 @@ class FuseServer:
 
     def abort(self) -> None:
         """Cuts the connection off: every request under way or to come fails. Pages that are mapped stay so. Idempotent."""
-        if not self._cut_off:
-            self._cut_off = True
+        if self._cut_off:
+            return
+        self._cut_off = True
+        try:
             mounts.abort(self.connection)
+        except OSError as refused:
+            log.info("no fusectl (%s): the connection is cut off by giving up its device", refused)
+            self._give_up_device()
+
+    def _give_up_device(self) -> None:
+        """What ``abort`` does for an ordinary user where fusectl isn't mounted: a connection without a device is aborted.
+
+        A thread that waits for a request holds the device: each is sent one, a look-up of a name that isn't there, and
+        ends. Afterwards the kernel can't be told to unmap any more.
+        """
+        for _ in self._threads:
+            asking = threading.Thread(target=self._ask_ourselves, daemon=True)
+            asking.start()
+            asking.join(_ASKING_S)
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(nothing, self._device, inheritable=False)  # the number stays ours until ``close``
+        os.close(nothing)
+
+    def _ask_ourselves(self) -> None:
+        with contextlib.suppress(OSError):
+            os.stat("nothing", dir_fd=self._mount.root_fd)
 
     @property
     def cut_off(self) -> bool:
@@ -179,7 +205,7 @@ class FuseServer:
         read_body = wire.READ_BODY.unpack_from
         body_at = wire.HEADER_SIZE_BYTES
         files_read = self._files.read
-        while True:
+        while not self._cut_off:
             try:
                 size = readv(device, buffers)
                 opcode, unique, node = head(buffer)

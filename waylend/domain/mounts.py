@@ -64,6 +64,8 @@ def mount_fuse(name: str, *, read_only: bool = False) -> FuseMount:
     """
     try:
         device_fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except PermissionError as refused:  # fusermount3 may open it
+        return _mount_through_fusermount(name, read_only, refused)
     except OSError as error:
         remedy = "load the kernel module fuse (modprobe fuse), or give this container the device /dev/fuse"
         raise Unavailable(f"/dev/fuse can't be opened: {error.strerror}", remedy) from error

@@ -1,0 +1,72 @@
+"""FuseDomain as an ordinary user: through fusermount3, with nothing in any mount table afterwards.
+
+Runs as the user nobody, in a mount namespace of its own where /dev/fuse is open to all, as udev makes it everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import absent, require
+
+pytestmark = pytest.mark.live
+
+REPOSITORY = Path(__file__).parents[2]
+
+LENDER = """
+import mmap, os
+from waylend.backing.file import FileBacking
+from waylend.domain.fuse import FuseDomain
+assert os.geteuid() != 0
+fd = os.memfd_create("file")
+os.pwrite(fd, b"lent" * 4096, 0)
+domain = FuseDomain("unprivileged", aperture_pages=64)
+lease = domain.lend(FileBacking(fd))
+borrowed = domain.open_lease(lease)
+def borrow():
+    "The status of a process that touches the lent page: 0 if it is what it should be."
+    pid = os.fork()
+    if not pid:
+        view = mmap.mmap(borrowed, 0, mmap.MAP_SHARED, mmap.PROT_READ)
+        os._exit(view[8192:8196] != b"lent")
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+print(borrow(), domain.revoke(lease), borrow())
+try:
+    os.open(f"/proc/self/fd/{borrowed}", os.O_RDWR)
+except OSError as refused:
+    print(type(refused).__name__)
+print("mounted" if "waylend" in open("/proc/self/mountinfo").read() else "in no mount table")
+domain.close()
+try:
+    os.pread(borrowed, 1, 0)
+except OSError:
+    print("cut off")
+print(len(os.listdir("/proc/self/fd")))
+"""
+
+
+def test_lending_as_an_ordinary_user() -> None:
+    if os.geteuid():
+        absent("only root can make the namespace for this test")
+    require("fusermount3")
+    steps = (
+        "set -e; mount -t tmpfs -o mode=755 device /mnt; mknod -m 666 /mnt/fuse c 10 229; mount --bind /mnt/fuse /dev/fuse;"
+        'exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all "$@"'
+    )
+    done = subprocess.run(
+        [require("unshare"), "-m", "sh", "-c", steps, "sh", sys.executable, "-"],
+        input=LENDER,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["0 4 0", "PermissionError", "in no mount table", "cut off", "5"]
+    assert not [name for name in os.listdir("/tmp") if name.startswith("waylend-") and os.stat(f"/tmp/{name}").st_uid]
