@@ -188,7 +188,22 @@ def test_one_lost_page_does_not_spoil_its_neighbours(domain: FuseDomain) -> None
     with FdBorrower(domain.open_lease(lease)) as borrower:
         expected = bytes(range(1, 11)) + bytes(PAGES - 10)
         assert borrower.first_bytes(PAGES) == expected
-    assert any(event.kind is EventKind.LOST for event in domain.events.recent())
+    lost = {event.page for event in domain.events.recent() if event.kind is EventKind.LOST}
+    assert lost == set(range(10, PAGES))
+    os.close(owner_fd)
+
+
+def test_a_lost_page_under_the_policy_of_a_fault(domain: FuseDomain) -> None:
+    owner_fd = file_backing_fd(PAGES)
+    lease = domain.lend(FileBacking(os.dup(owner_fd)))
+    os.ftruncate(owner_fd, 10 * PAGE_SIZE)
+    with FdBorrower(domain.open_lease(lease)) as borrower:
+        assert borrower.first_bytes(10) == bytes(range(1, 11))
+        with pytest.raises(Faulted):
+            borrower.read(10 * PAGE_SIZE, 1)
+    lost = {event.page for event in domain.events.recent() if event.kind is EventKind.LOST}
+    assert lost == {10}, "what was read ahead is not lost before it is touched"
+    assert domain.stats().leases[0].pages_present == 11
     os.close(owner_fd)
 
 

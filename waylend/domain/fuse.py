@@ -34,7 +34,17 @@ from waylend.domain import mounts
 from waylend.domain.base import DomainStats, LeaseStats, check_range
 from waylend.domain.fuse_server import FuseServer
 from waylend.errors import BackingLost, LeaseEnded, RevokeTimeout
-from waylend.lending.lease import LOST, PRESENT, BackingIndex, Lease, LeaseState, LeaseTable, LossPolicy, Protection
+from waylend.lending.lease import (
+    ABSENT,
+    LOST,
+    PRESENT,
+    BackingIndex,
+    Lease,
+    LeaseState,
+    LeaseTable,
+    LossPolicy,
+    Protection,
+)
 from waylend.lending.p2m import P2M, EventKind, EventLog, Invalidation, Parked, Verdict
 from waylend.lending.pages import PAGE_SHIFT, PAGE_SIZE, PageRange, page_count_of
 
@@ -550,13 +560,14 @@ class FuseDomain:
             except LeaseEnded:
                 return None
             page_state = PRESENT
+            lost_pages: list[int] = []
             content: bytes | None
             try:
                 content = file.read(lease.to_backing(pages))
             except BackingLost as lost:
-                log.warning("domain %s, lease %d: %s", self.name, lease.lease_id, lost)
-                page_state = LOST
-                content = self._salvaged(file, pages)
+                log.info("domain %s, lease %d: %s", self.name, lease.lease_id, lost)
+                content, lost_pages = self._salvaged(file, pages)
+                page_state = ABSENT if content is None else PRESENT
             except BaseException:
                 p2m.settle(lease, PageRange(0, 0), -1, again)
                 raise
@@ -565,29 +576,32 @@ class FuseDomain:
                 break
             if verdict is Verdict.PARKED:
                 return b""
-        if page_state == LOST:
-            self.events.emit(EventKind.LOST, lease, pages)
-        elif self.events.watched:
+        for page in lost_pages:
+            lease.pages[page] = LOST
+            self.events.emit(EventKind.LOST, lease, PageRange(page, page + 1))
+        if self.events.watched and not lost_pages:
             self.events.emit(EventKind.SERVED, lease, pages)
         if content is not None and pages.end == lease.page_count and lease.size_bytes & (PAGE_SIZE - 1):
             # Nothing of the backing beyond the lease's last byte.
             content = content[: lease.size_bytes - (pages.start << PAGE_SHIFT)].ljust(len(content), b"\0")
         return content
 
-    def _salvaged(self, file: _LeaseFile, pages: PageRange) -> bytes | None:
-        """Page by page what the backing still has, with zeros for the rest; None where the lease's policy is a fault.
+    def _salvaged(self, file: _LeaseFile, pages: PageRange) -> tuple[bytes | None, list[int]]:
+        """What to answer when not all pages can be delivered (None: an error), and which of them are lost.
 
-        When a read-ahead fails, the kernel asks again for the one page that was touched.
+        A policy of zeros fills them in. Otherwise a read-ahead fails as a whole, and loses nothing: the kernel asks again for
+        the one page that was touched.
         """
         if file.lease.loss is LossPolicy.FAULT:
-            return None
-        content = bytearray()
+            return None, [pages.start] if pages.page_count == 1 else []
+        content, lost_pages = bytearray(), []
         for page in range(*pages):
             try:
                 content += file.read(file.lease.to_backing(PageRange(page, page + 1)))
             except BackingLost:
                 content += bytes(PAGE_SIZE)
-        return bytes(content)
+                lost_pages.append(page)
+        return bytes(content), lost_pages
 
     def write(self, node: int, offset_bytes: int, content: memoryview) -> None:
         if node == _BAR:

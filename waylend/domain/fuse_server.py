@@ -152,7 +152,7 @@ class FuseServer:
             self._give_up_device()
 
     def _give_up_device(self) -> None:
-        """What ``abort`` does for an ordinary user where fusectl isn't mounted: a connection without a device is aborted.
+        """``abort`` for an ordinary user where fusectl isn't mounted: a connection without a device is aborted.
 
         A thread that waits for a request holds the device: each is sent one, a look-up of a name that isn't there, and
         ends. Afterwards the kernel can't be told to unmap any more.

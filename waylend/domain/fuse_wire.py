@@ -62,7 +62,6 @@ FATTR_LENDERS: Final = 1 << 0 | 1 << 1 | 1 << 2 | FATTR_SIZE
 # notifications: the code stands where a reply has its error, and ``unique`` is 0
 NOTIFY_INVAL_INODE: Final = 2
 NOTIFY_INVAL_ENTRY: Final = 3
-NOTIFY_STORE: Final = 4
 
 IN_HEADER: Final = struct.Struct("=IIQQIIIHH")
 OUT_HEADER: Final = struct.Struct("=IiQ")
@@ -89,7 +88,6 @@ _STATFS_OUT: Final = struct.Struct("=QQQQQIIII24x")
 _DIRENT: Final = struct.Struct("=QQII")
 _INVAL_INODE: Final = struct.Struct("=IiQQqq")
 _INVAL_ENTRY: Final = struct.Struct("=IiQQII")
-_STORE: Final = struct.Struct("=IiQQQII")
 
 S_IFREG: Final = 0o100000
 S_IFDIR: Final = 0o040000
@@ -233,8 +231,3 @@ def inval_entry(parent: int, name: str) -> bytes:
     encoded = name.encode()
     size_bytes = _INVAL_ENTRY.size + len(encoded) + 1
     return _INVAL_ENTRY.pack(size_bytes, NOTIFY_INVAL_ENTRY, 0, parent, len(encoded), 0) + encoded + b"\0"
-
-
-def store_head(node: int, offset_bytes: int, size_bytes: int) -> bytes:
-    """The head of a notification that puts ``size_bytes`` that follow into the page cache of ``node``."""
-    return _STORE.pack(_STORE.size + size_bytes, NOTIFY_STORE, 0, node, offset_bytes, size_bytes, 0)
