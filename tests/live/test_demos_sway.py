@@ -1,0 +1,51 @@
+"""weston's demos on sway, each twice: through waylend it looks as it does directly, pixel for pixel, after a click and a key.
+
+They use between them most of what a toolkit uses: pointer constraints, sub-surfaces, viewports, popups, clipping,
+fullscreen, a second connection's resources. Those whose picture moves or is drawn by chance are in test_apps_sway.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.live.compositors import Sway
+from tests.live.conftest import MakeGuest
+from tests.live.guest import Guest
+from tests.live.picture import Picture
+from tests.processes import wait_until
+
+DEMOS = [
+    "weston-clickdot",
+    "weston-cliptest",
+    "weston-confine",
+    "weston-eventdemo",
+    "weston-fullscreen",
+    "weston-resizor",
+    "weston-scaler",
+]
+
+
+def _picture_of(sway: Sway, guest: Guest, demo: str, *, direct: bool) -> Picture:
+    sway.input.move(0, 0)
+    app = guest.start(demo, direct=direct)
+    window = sway.wait_for_window(app)
+    way = "directly" if direct else "lent"
+    sway.wait_for_still_picture(f"{demo} {way} at first", box=window.box, app=app)
+    sway.input.click(*window.centre)
+    sway.type_text("a")
+    sway.input.move(0, 0)
+    (window,) = sway.windows()
+    picture = sway.wait_for_still_picture(f"{demo} {way}", box=window.box, app=app)
+    app.end()
+    wait_until(lambda: not sway.windows(), "the window to go")
+    return picture
+
+
+@pytest.mark.parametrize("demo", DEMOS)
+def test_demo_looks_as_it_does_directly(sway: Sway, make_guest: MakeGuest, demo: str) -> None:
+    guest = make_guest(sway)
+    directly = _picture_of(sway, guest, demo, direct=True)
+    lent = _picture_of(sway, guest, demo, direct=False)
+    # Not an empty window, by far.
+    assert max(directly.share_of(colour) for colour in directly.colours()) < 0.95
+    assert lent.difference(directly) == 0, lent.changed_box(directly)
