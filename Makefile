@@ -45,8 +45,12 @@ system:
 
 # --- what there is to do -----------------------------------------------------------------------------------------------
 
+# A compositor of our own, waylend in front of it, and an app; when the app has its keymap, what it borrows is shown.
 demo: $(VENV)/installed
-	$(BIN)/python examples/demo.py docs/demo.png
+	@PATH="$(CURDIR)/$(BIN):$$PATH" waylend run --host shim --size 800x530 --screenshot docs/demo.png -- \
+	    sh -c 'python examples/paint.py --frames 120 | while read -r line; do \
+	        echo "$$line"; case "$$line" in keymap*) waylend leases;; esac; done'
+	@echo "docs/demo.png shows what was on the screen"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

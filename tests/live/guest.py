@@ -89,7 +89,7 @@ class Proxy:
             left = sorted(str(path.relative_to(self.runtime_dir)) for path in self.runtime_dir.rglob("*"))
             assert left in ([], ["waylend"]), f"left in the runtime directory: {left}"
             assert _mounts() <= self._mounts, f"mounts stay: {_mounts() - self._mounts}"
-            more = [name for name in os.listdir(self.host.runtime_dir) if name.startswith("waylend")]
+            more = [name for name in os.listdir(self.host.runtime_dir) if name.startswith("waylend-")]
             assert not more, f"left in the compositor's directory: {more}"
         finally:
             self.process.end()
