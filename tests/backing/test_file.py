@@ -164,9 +164,17 @@ def test_writing_needs_a_descriptor_that_can() -> None:
 def test_subscribers_hear_of_it_first_and_can_leave() -> None:
     backing = FileBacking(memfd(), writable=True)
     sizes: list[tuple[PageRange, int]] = []
-    unsubscribe = backing.subscribe(lambda pages: sizes.append((pages, len(backing.read(PageRange(0, 4))))))
+
+    def invalidate(pages: PageRange) -> None:
+        backing.write(PageRange(3, 4), bytes(PAGE_SIZE))  # what a borrower wrote still finds its place
+        with pytest.raises(BackingLost, match="cut short"):
+            backing.read(PageRange(1, 2))
+        sizes.append((pages, os.fstat(backing.fileno()).st_size))
+
+    unsubscribe = backing.subscribe(invalidate)
     backing.truncate(PAGE_SIZE)
-    assert sizes == [((1, 4), 4 * PAGE_SIZE)], "the file was still whole"
+    assert sizes == [((1, 4), len(CONTENT))], "the file was still whole"
+    assert backing.read(PageRange(0, 1)) == CONTENT[:PAGE_SIZE]
     unsubscribe()
     unsubscribe()
     backing.invalidate()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -255,51 +257,59 @@ def test_a_stopped_borrower(domain: FuseDomain) -> None:
     os.close(owner_fd)
 
 
-def test_no_borrower_reads_a_generation_older_than_the_last_acknowledged_invalidation(domain: FuseDomain) -> None:
-    """The whole point. Borrowers read without a pause; after each invalidation none may see what was before it."""
-    owner_fd = os.memfd_create("generations", os.MFD_CLOEXEC)
-    acknowledged_fd = os.memfd_create("acknowledged", os.MFD_CLOEXEC)
-    os.ftruncate(acknowledged_fd, 8)
-
-    def write_generation(generation: int) -> None:
-        for page in range(PAGES):
-            os.pwrite(owner_fd, generation.to_bytes(8, "little"), page * PAGE_SIZE)
-
-    os.ftruncate(owner_fd, PAGES * PAGE_SIZE)
-    write_generation(1)
-    backing = FileBacking(os.dup(owner_fd))
-    lease = domain.lend(backing)
-    # Reads what is acknowledged first, then the page: the page must be as new at least.
-    program = """
+#: Reads what is acknowledged first, then a page: that must have been fetched later.
+READER = """
 import mmap, os, random, sys
-fd, acknowledged_fd, pages = (int(x) for x in sys.argv[1:])
+fd, acknowledged_fd, pages, last = (int(x) for x in sys.argv[1:])
 view = mmap.mmap(fd, 0, mmap.MAP_SHARED, mmap.PROT_READ)
-while (least := int.from_bytes(os.pread(acknowledged_fd, 8, 0), "little")) < 300:
+while (least := int.from_bytes(os.pread(acknowledged_fd, 8, 0), "little")) < last:
     page = random.randrange(pages)
     seen = int.from_bytes(view[page * 4096 : page * 4096 + 8], "little")
     if seen < least:
-        sys.exit(f"page {page} shows generation {seen}, but {least} was acknowledged")
+        sys.exit(f"page {page} is of generation {seen}, but {least} was acknowledged")
 """
+
+
+class SlowGenerations(FileBacking):
+    """Every page says how many invalidations of the lease were over when it was fetched; and fetching takes its time."""
+
+    lease: Lease
+
+    def read(self, pages: PageRange) -> bytes:
+        generation = self.lease.sequence
+        time.sleep(random.random() * 0.0005)
+        return generation.to_bytes(8, "little").ljust(PAGE_SIZE, b"\0") * pages.page_count
+
+
+@pytest.mark.parametrize("pages", [1, PAGES])
+def test_no_borrower_reads_a_page_that_was_fetched_before_the_last_acknowledged_invalidation(
+    domain: FuseDomain, pages: int
+) -> None:
+    """The whole point. Borrowers read without a pause, and faults race with invalidations all the time."""
+    invalidations = 600
+    acknowledged_fd = os.memfd_create("acknowledged", os.MFD_CLOEXEC)
+    os.ftruncate(acknowledged_fd, 8)
+    backing = SlowGenerations(file_backing_fd(pages))
+    lease = backing.lease = domain.lend(backing)
     readers = []
     for _ in range(3):
         fd = domain.open_lease(lease)
         readers.append(
             subprocess.Popen(
-                [sys.executable, "-c", program, str(fd), str(acknowledged_fd), str(PAGES)],
+                [sys.executable, "-c", READER, str(fd), str(acknowledged_fd), str(pages), str(invalidations)],
                 pass_fds=[fd, acknowledged_fd],
                 stderr=subprocess.PIPE,
                 text=True,
             )
         )
         os.close(fd)
-    for generation in range(2, 301):
-        write_generation(generation)
+    wait_until(lambda: lease.faults_served >= 1, "the readers read")
+    for _ in range(invalidations):
         backing.invalidate()
-        os.pwrite(acknowledged_fd, generation.to_bytes(8, "little"), 0)
+        os.pwrite(acknowledged_fd, lease.sequence.to_bytes(8, "little"), 0)
     for reader in readers:
         _, complaint = reader.communicate(timeout=DEADLINE_S)
         assert (reader.returncode, complaint) == (0, "")
-    os.close(owner_fd)
     os.close(acknowledged_fd)
 
 

@@ -219,10 +219,10 @@ def test_ahead_of_the_unmapping_faults_are_answered_and_behind_it_they_wait_for_
 
     def unmap(invalidation: Invalidation) -> None:
         invalidation.plan([low, high])
-        invalidation.enter(low, holding=False)
+        invalidation.enter(low, lease.faults_begun, holding=False)
         assert settle(p2m, lease, PageRange(5, 6)) is Verdict.INSTALL, "its unmapping is still to come"
         assert settle(p2m, lease, PageRange(3, 5)) is Verdict.INSTALL, "the unmapping may wait for it"
-        invalidation.enter(high, holding=False)
+        invalidation.enter(high, lease.faults_begun, holding=False)
         assert settle(p2m, lease, PageRange(0, 1), lambda: served.append("again")) is Verdict.PARKED
         invalidation.leave()
         assert invalidation.next_round() == [(3, 5)]
@@ -236,7 +236,7 @@ def test_ahead_of_the_unmapping_faults_are_answered_and_behind_it_they_wait_for_
 def test_a_fault_across_what_is_ahead_and_what_is_done_is_answered_and_late() -> None:
     invalidation = Invalidation(PageRange(0, 8))
     invalidation.plan([PageRange(4, 8)])
-    assert invalidation.answers(PageRange(2, 6))
+    assert invalidation.answers(PageRange(2, 6), 1)
     assert invalidation.next_round() == [(2, 6)]
 
 
@@ -250,7 +250,7 @@ def test_a_fault_for_which_the_unmapping_waits_is_let_through_and_its_page_unmap
 
     def unmap(invalidation: Invalidation) -> None:
         invalidation.plan([page])
-        invalidation.enter(page, holding=True)
+        invalidation.enter(page, lease.faults_begun, holding=True)
         assert settle(p2m, lease, page, serve_again) is Verdict.PARKED
         for again in invalidation.let_through():
             again()
@@ -276,10 +276,25 @@ def test_a_fault_parked_on_what_will_be_unmapped_again_goes_on_before() -> None:
         for again in invalidation.waiting_on(page):
             again()
         assert served == [Verdict.INSTALL], "it is ahead now"
-        invalidation.enter(page, holding=True)
+        invalidation.enter(page, lease.faults_begun, holding=True)
 
     p2m.invalidate(lease, PageRange(0, 8), unmap)
     assert served == [Verdict.INSTALL]
+
+
+def test_a_fault_that_began_before_its_stretch_is_answered_and_not_late_as_the_unmapping_waits_for_it() -> None:
+    p2m, lease = P2M(), lease_of()
+    page = PageRange(1, 2)
+
+    def unmap(invalidation: Invalidation) -> None:
+        invalidation.plan([page])
+        begun = p2m.begin(lease)
+        invalidation.enter(page, lease.faults_begun, holding=True)
+        assert p2m.settle(lease, page, begun, never) is Verdict.INSTALL
+        invalidation.leave()
+        assert invalidation.next_round() == []
+
+    p2m.invalidate(lease, PageRange(0, 8), unmap)
 
 
 def test_faults_outside_of_the_invalidated_range_go_on() -> None:

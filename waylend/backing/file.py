@@ -42,6 +42,8 @@ class FileBacking:
             self._fd = -1
             raise
         self._writable = writable
+        #: Less than ``_size_bytes`` once the file has been cut off.
+        self._readable_bytes = self._size_bytes
         # The same inode with the same status-change time has the same content; a file that was written to since is lent
         # anew, as its pages may be cached with the old content.
         self._key = ("file", status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns, self._size_bytes)
@@ -93,7 +95,7 @@ class FileBacking:
             content = os.pread(self._fd, length_bytes, offset_bytes)
         except OSError as error:
             raise BackingLost(f"reading the backing file: {error}") from error
-        if len(content) == length_bytes and offset_bytes + length_bytes <= self._size_bytes:
+        if len(content) == length_bytes and offset_bytes + length_bytes <= self._readable_bytes:
             return content
         return self._completed(content, offset_bytes, length_bytes)
 
@@ -102,6 +104,8 @@ class FileBacking:
         wanted_bytes = min(length_bytes, self._size_bytes - offset_bytes)
         if wanted_bytes < 1:
             raise BackingLost("the range lies beyond the backing")
+        if offset_bytes + wanted_bytes > self._readable_bytes:
+            raise BackingLost("the backing file was cut short")
         while len(content) < wanted_bytes:
             try:
                 more = os.pread(self._fd, wanted_bytes - len(content), offset_bytes + len(content))
@@ -154,11 +158,11 @@ class FileBacking:
             subscriber(PageRange(0, page_count_of(self._size_bytes)) if pages is None else pages)
 
     def truncate(self, size_bytes: int) -> None:
-        """Cuts the file off as its owner should: the pages leave the borrowers first, then the file."""
-        first_lost = size_bytes >> PAGE_SHIFT
-        last = page_count_of(self._size_bytes)
-        if first_lost < last:
-            self.invalidate(PageRange(first_lost, last))
+        """Cuts the file off as its owner should: no fault gets those pages any more, the borrowers lose them, the file ends."""
+        first_lost, end = size_bytes >> PAGE_SHIFT, page_count_of(self._size_bytes)
+        self._readable_bytes = min(self._readable_bytes, size_bytes)
+        if first_lost < end:
+            self.invalidate(PageRange(first_lost, end))
         os.ftruncate(self._fd, size_bytes)
 
     def close(self) -> None:

@@ -316,7 +316,7 @@ class FuseDomain:
                 invalidation.plan(stretches)
             for stretch in stretches:
                 with self._lock:
-                    invalidation.enter(stretch, holding=False)
+                    invalidation.enter(stretch, lease.faults_begun, holding=False)
                 self._drop(lease, own_files, stretch)
             while True:
                 with self._lock:
@@ -337,7 +337,7 @@ class FuseDomain:
             waiting = invalidation.waiting_on(pages)
         _serve_all(waiting)
         with self._lock:
-            invalidation.enter(pages, holding=True)
+            invalidation.enter(pages, lease.faults_begun, holding=True)
         dropping = threading.Thread(
             target=self._drop, args=(lease, own_files, pages), name=f"{self.name}-drop", daemon=True
         )
@@ -556,7 +556,7 @@ class FuseDomain:
             self.events.emit(EventKind.FAULTED, lease, pages)
         while True:
             try:
-                sequence = p2m.begin(lease)
+                begun = p2m.begin(lease)
             except LeaseEnded:
                 return None
             page_state = PRESENT
@@ -569,9 +569,9 @@ class FuseDomain:
                 content, lost_pages = self._salvaged(file, pages)
                 page_state = ABSENT if content is None else PRESENT
             except BaseException:
-                p2m.settle(lease, PageRange(0, 0), -1, again)
+                p2m.settle(lease, PageRange(0, 0), begun, again)
                 raise
-            verdict = p2m.settle(lease, pages, sequence, again, page_state)
+            verdict = p2m.settle(lease, pages, begun, again, page_state)
             if verdict is Verdict.INSTALL:
                 break
             if verdict is Verdict.PARKED:
@@ -682,6 +682,7 @@ class _Watchdog:
         self._cut_off = cut_off
         self._armed: set[_Armed] = set()
         self._wanted = threading.Event()
+        self._cutting = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._watch, name=f"{name}-watchdog", daemon=True)
         self._thread.start()
@@ -696,6 +697,9 @@ class _Watchdog:
             yield armed
         finally:
             self._armed.discard(armed)
+            if armed.missed:
+                with self._cutting:  # not before all is cut off
+                    pass
 
     def close(self) -> None:
         self._closed = True
@@ -709,10 +713,11 @@ class _Watchdog:
             time.sleep(self._LOOK_S)
             armed = list(self._armed)
             missed = [each for each in armed if time.monotonic() > each.deadline and not each.missed]
-            for each in missed:
-                each.missed = True
             if missed:
-                self._cut_off()
+                with self._cutting:
+                    for each in missed:
+                        each.missed = True
+                    self._cut_off()
             quiet_looks = 0 if armed else quiet_looks + 1
             if quiet_looks > 20 and not self._closed:
                 self._wanted.clear()

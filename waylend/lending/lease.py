@@ -76,6 +76,7 @@ class Lease:
     #: Faults that use the backing right now. When the lease is over, the last of them calls ``on_idle``.
     faults_in_flight: int = 0
     on_idle: Callable[[], None] | None = field(default=None, repr=False)
+    faults_begun: int = 0
     faults_served: int = 0
     revocations: int = 0
 

@@ -117,21 +117,25 @@ class Invalidation:
     To begin with, all pages are the current stretch: a domain that unmaps in one go need not plan anything.
     """
 
-    __slots__ = ("admitted", "ahead", "current", "holding", "late", "pages", "parked")
+    __slots__ = ("admitted", "ahead", "current", "entered_at", "holding", "late", "pages", "parked")
 
     def __init__(self, pages: PageRange) -> None:
         self.pages = pages
         self.current: PageRange | None = pages
         self.holding = False
+        #: The number of the last fault that had begun when the walk came to the current stretch.
+        self.entered_at = 0
         self.ahead: list[PageRange] = []
         self.late: list[PageRange] = []
         #: Faults on the current stretch that are answered although it is held.
         self.admitted: list[PageRange] = []
         self.parked: list[tuple[PageRange, Parked]] = []
 
-    def answers(self, pages: PageRange) -> bool:
-        """Whether a fault on ``pages`` is answered now; notes it as late where that is needed."""
+    def answers(self, pages: PageRange, fault: int) -> bool:
+        """Whether fault number ``fault``, on ``pages``, is answered now; notes it as late where that is needed."""
         if self.current is not None and self.current.overlaps(pages):
+            if fault <= self.entered_at and self.current.contains(pages):
+                return True  # it began before the unmapping of its pages, which waits for it
             if self.holding and pages not in self.admitted:
                 return False
             self.late.append(pages)
@@ -154,8 +158,9 @@ class Invalidation:
         self.parked = [(range_, fault) for range_, fault in self.parked if not range_.overlaps(pages)]
         return waiting
 
-    def enter(self, pages: PageRange, *, holding: bool) -> None:
-        """The walk is at ``pages``, one of those that were ahead. ``holding``: faults on them are parked."""
+    def enter(self, pages: PageRange, faults_begun: int, *, holding: bool) -> None:
+        """The walk comes to ``pages``, one of those that were ahead. ``holding``: faults that begin from now on are parked."""
+        self.entered_at = faults_begun
         self.ahead.remove(pages)
         self.current = pages
         self.holding = holding
@@ -202,8 +207,10 @@ class P2M:
 
     # -- faults, step by step: for domains whose unmapping waits for faults
 
-    def begin(self, lease: Lease) -> int:
-        """A fault on ``lease`` begins: the sequence counter as it stands. Its backing stays open until ``settle``.
+    def begin(self, lease: Lease) -> tuple[int, int]:
+        """A fault on ``lease`` begins: the sequence counter as it stands, and the fault's number. ``settle`` wants both.
+
+        The lease's backing stays open until then.
 
         Raises LeaseEnded.
         """
@@ -211,10 +218,11 @@ class P2M:
             if lease.state is LeaseState.ENDED:
                 raise LeaseEnded(f"lease {lease.lease_id} is over")
             lease.faults_in_flight += 1
-            return lease.sequence
+            lease.faults_begun += 1
+            return lease.sequence, lease.faults_begun
 
     def settle(
-        self, lease: Lease, pages: PageRange, sequence: int, again: Parked, page_state: int = PRESENT
+        self, lease: Lease, pages: PageRange, begun: tuple[int, int], again: Parked, page_state: int = PRESENT
     ) -> Verdict:
         """The content of ``pages`` has been fetched since ``begin``: may it be installed?
 
@@ -225,11 +233,12 @@ class P2M:
             lease.faults_in_flight -= 1
             if lease.on_idle is not None and not lease.faults_in_flight:
                 lease.on_idle()
+            sequence, fault = begun
             if lease.sequence != sequence:
                 return Verdict.AGAIN
             if lease.in_progress:
                 for invalidation in self._in_progress[lease]:
-                    if invalidation.pages.overlaps(pages) and not invalidation.answers(pages):
+                    if invalidation.pages.overlaps(pages) and not invalidation.answers(pages, fault):
                         invalidation.parked.append((pages, again))
                         return Verdict.PARKED
             lease.faults_served += 1
