@@ -22,7 +22,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import waylend
 from waylend import errors
 from waylend.backing.base import Backing
 from waylend.backing.file import FileBacking
@@ -62,9 +61,9 @@ class ProcessDomain:
         self._closed = False
         ours, theirs = socket.socketpair()
         self._socket = ours
-        package_home = os.path.dirname(os.path.dirname(os.path.abspath(waylend.__file__)))
+        home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         program = (
-            f"import sys; sys.path.insert(0, {package_home!r}); "
+            f"import sys; sys.path.insert(0, {home!r}); "
             f"from waylend.domain.process import serve; serve({theirs.fileno()})"
         )
         with theirs:
