@@ -22,9 +22,12 @@ from tests.processes import DEADLINE_S, Process, require, run, wait_until
 
 
 def plain_environment(runtime_dir: Path, **more: str) -> dict[str, str]:
-    """What a program needs to run, and nothing of the session that the tests were started from."""
+    """What a program needs to run, and nothing of the session that the tests were started from.
+
+    Temporary files (and mounts on them) come into the runtime directory, too, where one sees what a program leaves.
+    """
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "CI") if name in os.environ}
-    return kept | {"LANG": "C.UTF-8", "XDG_RUNTIME_DIR": str(runtime_dir)} | more
+    return kept | {"LANG": "C.UTF-8", "XDG_RUNTIME_DIR": str(runtime_dir), "TMPDIR": str(runtime_dir)} | more
 
 
 class Compositor:

@@ -34,7 +34,6 @@ class Proxy:
         self.host = host
         self._flags = flags
         self._log_dir = Path(tempfile.mkdtemp(prefix="waylend-log-"))
-        self._mounts = _mounts()
         try:
             self.start()
         except BaseException:
@@ -88,7 +87,8 @@ class Proxy:
             assert "Traceback" not in self.process.log(), self.process.log()
             left = sorted(str(path.relative_to(self.runtime_dir)) for path in self.runtime_dir.rglob("*"))
             assert left in ([], ["waylend"]), f"left in the runtime directory: {left}"
-            assert _mounts() <= self._mounts, f"mounts stay: {_mounts() - self._mounts}"
+            mounts = [point for point in _mounts() if Path(point).is_relative_to(self.runtime_dir)]
+            assert not mounts, f"mounts stay: {mounts}"
             more = [name for name in os.listdir(self.host.runtime_dir) if name.startswith("waylend-")]
             assert not more, f"left in the compositor's directory: {more}"
         finally:
