@@ -47,6 +47,7 @@ system:
 
 # A compositor of our own, waylend in front of it, and an app; when the app has its keymap, what it borrows is shown.
 demo: $(VENV)/installed
+	@mkdir -p docs
 	@PATH="$(CURDIR)/$(BIN):$$PATH" waylend run --host shim --size 800x530 --screenshot docs/demo.png -- \
 	    sh -c 'python examples/paint.py --frames 120 | while read -r line; do \
 	        echo "$$line"; case "$$line" in keymap*) waylend leases;; esac; done'
@@ -56,7 +57,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --explicit-package-bases tests/conftest.py tests/processes.py tests/live tests/packaging
+	$(BIN)/mypy --explicit-package-bases tests/conftest.py tests/processes.py tests/live tests/packaging tests/compositor_shim
 	$(BIN)/lint-imports
 
 test: system $(VENV)/installed-live lint

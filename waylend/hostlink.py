@@ -42,6 +42,7 @@ class HostLink:
         self._tables = tables
         self._interfaces: dict[int, InterfaceSpec] = {DISPLAY_ID: tables["wl_display"]}
         self._arrived = bytearray()
+        self._last_id = _REGISTRY_ID
         self.globals: dict[str, Global] = {}
 
     async def send(self, object_id: int, message: str, *args: Value) -> None:
@@ -59,6 +60,11 @@ class HostLink:
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             raise CompositorError("the compositor closed the connection") from error
 
+    def new_id(self) -> int:
+        """An id for the next request that makes an object: libwayland takes no gaps."""
+        self._last_id += 1
+        return self._last_id
+
     def bind(self, interface: str, object_id: int) -> tuple[int, str, Value, Value, Value, Value]:
         """The arguments of ``send`` that bind a global."""
         known = self.globals[interface]
@@ -66,8 +72,9 @@ class HostLink:
         version = min(known.version, self._tables[interface].version)
         return _REGISTRY_ID, "bind", known.name, interface.encode(), version, object_id
 
-    async def roundtrip(self, callback_id: int) -> None:
+    async def roundtrip(self) -> None:
         """Until the compositor has answered all before. Raises CompositorError, also after 5 s."""
+        callback_id = self.new_id()
         try:
             with anyio.fail_after(_ANSWER_DEADLINE_S):
                 await self.send(DISPLAY_ID, "sync", callback_id)
@@ -126,7 +133,7 @@ class HostLink:
         It does so until the context is left. (wp_security_context_v1: engine, app id and instance id are set once, before
         ``commit``; the compositor stops listening when the other end of ``close_fd`` is closed.)
         """
-        manager_id, context_id, callback_id = 10, 11, 12
+        manager_id, context_id = self.new_id(), self.new_id()
         with _listening(path) as listen_fd, _hang_up_when_left() as close_fd:
             await self.send(*self.bind(_SECURITY_CONTEXT, manager_id))
             await self.send(manager_id, "create_listener", context_id, listen_fd, close_fd)
@@ -135,7 +142,7 @@ class HostLink:
             await self.send(context_id, "set_instance_id", instance_id.encode())
             await self.send(context_id, "commit")
             await self.send(context_id, "destroy")
-            await self.roundtrip(callback_id)
+            await self.roundtrip()
             yield
 
 
@@ -145,7 +152,7 @@ async def host_link(path: Path, tables: Mapping[str, InterfaceSpec]) -> AsyncIte
     async with await anyio.connect_unix(path) as stream:
         link = HostLink(stream, tables)
         await link.send(DISPLAY_ID, "get_registry", _REGISTRY_ID)
-        await link.roundtrip(_REGISTRY_ID + 1)
+        await link.roundtrip()
         yield link
 
 

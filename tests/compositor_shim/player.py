@@ -77,7 +77,11 @@ class Player:
         name = f"{self.interfaces[object_id]}.{spec.name}"
         self.heard.append((object_id, name, args))
         if name == "wl_display.error":
-            self.error = (args[0], args[1], args[2].decode())  # type: ignore[assignment, union-attr]
+            object_id, code, text = args
+            assert isinstance(object_id, int)
+            assert isinstance(code, int)
+            assert isinstance(text, bytes)
+            self.error = (object_id, code, text.decode())
 
     def round_trip(self) -> None:
         """Everything that the compositor has to say so far. Ends at an error."""
