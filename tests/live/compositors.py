@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compositor_shim import Shim
 from tests.live.picture import Box, Picture, keep
 from tests.live.virtual_input import VirtualInput
 from tests.processes import DEADLINE_S, Process, require, run, wait_until
@@ -196,6 +197,31 @@ class Sway(Compositor):
         if hasattr(self, "input"):
             self.input.close()
         super().close()
+
+
+class OurShim(Compositor):
+    """compositor-shim, driven by its own API. A client's protocol error fails the test when it closes."""
+
+    name = "shim"
+    size = (1024, 768)
+    background = (0x20, 0x40, 0x60)
+
+    def __init__(self, *, keymap_from: str = "memfd") -> None:
+        super().__init__()
+        self._keymap_from = keymap_from
+
+    def start(self) -> None:
+        self.shim = Shim(socket=self.socket, size=self.size, keymap_from=self._keymap_from)
+
+    def screenshot(self) -> Picture:
+        return Picture(self.shim.screenshot())
+
+    def close(self) -> None:
+        try:
+            assert self.shim.protocol_errors() == []
+        finally:
+            self.shim.stop()
+            super().close()
 
 
 class Weston(Compositor):
