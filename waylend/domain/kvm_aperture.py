@@ -1,0 +1,280 @@
+"""How the pages of a KVM guest's aperture come and go: faults resolved, dirty pages read back, pages dropped.
+
+Which lease stands where, and when one begins and ends, is KvmDomain's business. The protocol between faults and invalidations
+is P2M's; here is what a kernel with userfaultfd makes of it. No serving thread waits for an invalidation: a fault on a
+page that is being taken away is left alone, and at the end whoever waits there is woken and faults again.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator
+
+from waylend.backing.base import Backing
+from waylend.domain.userfault import FAULT_WP, FAULT_WRITE, FaultServer, Userfault
+from waylend.domain.window import Window
+from waylend.errors import BackingLost, LeaseEnded, Unavailable
+from waylend.lending.lease import ABSENT, DIRTY, LOST, PRESENT, RESOLVING, Lease, LeaseState
+from waylend.lending.p2m import P2M, EventKind
+from waylend.lending.pages import PAGE_SHIFT, PAGE_SIZE, PageRange
+
+log = logging.getLogger(__name__)
+
+#: How much is taken back at a time.
+_STRIDE_PAGES = 1024
+_DIRTY_RUN = re.compile(bytes((DIRTY,)) + b"+")
+
+
+class Lent:
+    """One lease and where its pages come from. ``takers`` is guarded by the P2M's lock."""
+
+    __slots__ = ("backing", "lease", "takers", "taking_back")
+
+    def __init__(self, lease: Lease, backing: Backing) -> None:
+        self.lease = lease
+        self.backing = backing
+        #: Who is about to take pages of it, or doing so: its gfns aren't free before they are through.
+        self.takers = 0
+        #: Held while dirty pages are on their way to the backing: nobody else may drop them, nor say that they are there.
+        #: Reentrant, for a backing that takes these very pages away when it is written to.
+        self.taking_back = threading.RLock()
+
+    def fetch(self, pages: PageRange) -> bytes:
+        """The content of ``pages`` of the backing, and nothing beyond the lease's last byte. Raises BackingLost."""
+        try:
+            content = self.backing.read(pages)
+        except BackingLost:
+            raise
+        except Exception as error:  # a bug of the backing; the guest must not stand still for it
+            log.exception("lease %d: reading its backing", self.lease.lease_id)
+            raise BackingLost(f"reading the backing: {error}") from error
+        lent_bytes = self.lease.size_bytes - ((pages.start - self.lease.backing_start) << PAGE_SHIFT)
+        return content if lent_bytes >= len(content) else content[:lent_bytes].ljust(len(content), b"\0")
+
+    def write_back(self, pages: PageRange, content: bytes) -> None:
+        """Hands ``pages`` (from 0) to the backing; of the last one only what is lent. Raises BackingLost."""
+        backing_pages = self.lease.to_backing(pages)
+        lent_bytes = self.lease.size_bytes - (pages.start << PAGE_SHIFT)
+        if lent_bytes < len(content):
+            behind = self.backing.read(PageRange(backing_pages.end - 1, backing_pages.end))[lent_bytes % PAGE_SIZE :]
+            content = content[:lent_bytes] + behind
+        self.backing.write(backing_pages, content)
+
+
+class Aperture:
+    """``page_count`` pages of guest addresses, served by ``thread_count`` threads. Raises Unavailable.
+
+    ``lent_at`` says what stands at a gfn; it is called under the P2M's lock.
+    """
+
+    def __init__(
+        self, page_count: int, p2m: P2M, lent_at: Callable[[int], Lent | None], *, name: str, thread_count: int
+    ) -> None:
+        self._p2m = p2m
+        self._lock = p2m.lock
+        self._lent_at = lent_at
+        self._name = name
+        #: What the last fault was on: most are followed by one on the same.
+        self._recent: Lent | None = None
+        self._userfault = Userfault()
+        try:
+            self.window = Window(page_count)
+        except OSError as error:
+            self._userfault.close()
+            raise Unavailable(f"no addresses for an aperture of {page_count} pages: {error}") from error
+        try:
+            self._userfault.register(self.window.address, self.window.size_bytes)
+        except OSError as error:
+            self.window.close()
+            self._userfault.close()
+            raise Unavailable(f"userfaultfd refuses shared memory: {error}", "needs Linux with CONFIG_SHMEM") from error
+        self._server = FaultServer(
+            self._userfault, self.window.doorbell, self._on_fault, name=name, thread_count=thread_count
+        )
+
+    def stop_serving(self) -> None:
+        """Ends the threads. Whoever waits for a page is woken, and finds what the window permits: by now nothing."""
+        self._server.close()
+
+    def wake(self, lease: Lease, pages: PageRange) -> None:
+        """Has every access that waits for one of ``pages`` (from 0) tried again."""
+        self._userfault.wake(self.window.address_of(lease.gfns.start + pages.start), pages.page_count << PAGE_SHIFT)
+
+    # -- taking pages away
+
+    def take(self, lent: Lent, pages: PageRange) -> int:
+        """Takes ``pages`` (from 0) away; how many the guest may have had. Waits for nobody but the lease's own backing."""
+        try:
+            return self._p2m.invalidate(lent.lease, pages, lambda _: self._unmap(lent, pages))
+        finally:
+            self.wake(lent.lease, pages)  # faults that came meanwhile were left alone
+
+    def _unmap(self, lent: Lent, pages: PageRange) -> None:
+        """Once it returns the guest has none of ``pages``, and the backing has what the guest wrote.
+
+        The guest loses all pages first, the backing is written to afterwards: a slow backing leaves it nothing in hand.
+        """
+        lease = lent.lease
+        if not lease.writable:
+            self._drop(lease, pages)
+            return
+        with lent.taking_back:
+            written: list[tuple[PageRange, bytes]] = []
+            for stretch in _stretches(pages):
+                written += [(run, self.window.read(_gfns(lease, run))) for run in self._clean(lease, stretch)]
+                self._drop(lease, stretch)
+            for run, content in written:
+                self._hand_over(lent, run, content)
+
+    def write_back(self, lent: Lent) -> None:
+        """Hands all that is dirty to the backing; the guest keeps it. Raises BackingLost: then what is left is still dirty."""
+        lease = lent.lease
+        with lent.taking_back:
+            for stretch in _stretches(PageRange(0, lease.page_count)):
+                runs = self._clean(lease, stretch)
+                while runs:
+                    try:
+                        lent.write_back(runs[0], self.window.read(_gfns(lease, runs[0])))
+                    except BaseException:
+                        with self._lock:
+                            for run in runs:
+                                lease.pages[run.start : run.end] = bytes((DIRTY,)) * run.page_count
+                        raise
+                    del runs[0]
+
+    def _clean(self, lease: Lease, pages: PageRange) -> list[PageRange]:
+        """The dirty ones of ``pages``, which the book has as clean from now on: a store to them is a fault again."""
+        with self._lock:
+            runs = [PageRange(*found.span()) for found in _DIRTY_RUN.finditer(lease.pages, *pages)]
+            if runs:
+                first, last = runs[0].start, runs[-1].end
+                self._userfault.protect(self.window.address_of(lease.gfns.start + first), (last - first) << PAGE_SHIFT)
+            for run in runs:
+                lease.pages[run.start : run.end] = bytes((PRESENT,)) * run.page_count
+        return runs
+
+    def _drop(self, lease: Lease, pages: PageRange) -> None:
+        gfns = _gfns(lease, pages)
+        self.window.punch(gfns)
+        if lease.pages.find(LOST, *pages) >= 0:
+            self.window.drop_marks(gfns)
+
+    def _hand_over(self, lent: Lent, pages: PageRange, content: bytes) -> None:
+        """What the guest wrote to ``pages`` goes to the backing; page by page where that doesn't take it as a whole."""
+        try:
+            lent.write_back(pages, content)
+        except BackingLost as lost:
+            if pages.page_count == 1:
+                log.error("domain %s, lease %d: what was written is lost: %s", self._name, lent.lease.lease_id, lost)
+                self._p2m.events.emit(EventKind.LOST, lent.lease, pages)
+                return
+            for page in range(*pages):
+                at = (page - pages.start) << PAGE_SHIFT
+                self._hand_over(lent, PageRange(page, page + 1), content[at : at + PAGE_SIZE])
+
+    # -- faults; on serving threads
+
+    def _on_fault(self, address: int, flags: int) -> None:
+        gfn = (address - self.window.address) >> PAGE_SHIFT
+        lent = self._recent
+        if (
+            lent is None
+            or not lent.lease.gfns.start <= gfn < lent.lease.gfns.end
+            or lent.lease.state is LeaseState.ENDED
+        ):
+            with self._lock:
+                lent = self._recent = self._lent_at(gfn)
+                if lent is None:  # lent when the fault began, and not any more; lending it anew removes the mark
+                    self._userfault.poison(self.window.address_of(gfn))
+                    return
+        lease = lent.lease
+        page = gfn - lease.gfns.start
+        try:
+            if flags & FAULT_WP:
+                self._first_store(lease, page)
+            elif not lease.in_progress or not self._is_taken(lease, page):
+                self._resolve(lent, page, is_store=bool(flags & FAULT_WRITE))
+        except Exception:
+            # The guest must neither stand still for ever nor have what isn't sure.
+            log.exception("domain %s, lease %d, page %d", self._name, lease.lease_id, page)
+            self._refuse(lease, page, (ABSENT, LOST))
+
+    def _is_taken(self, lease: Lease, page: int) -> bool:
+        """Whether that page is being taken away. The end of that wakes whoever waits there, and they fault again."""
+        with self._lock:
+            return _being_taken(lease, page)
+
+    def _resolve(self, lent: Lent, page: int, *, is_store: bool) -> None:
+        lease = lent.lease
+        gfn = lease.gfns.start + page
+        address = self.window.address_of(gfn)
+        writable = lease.writable
+        found = False
+
+        def fetch(pages: PageRange) -> bytes:
+            nonlocal found
+            found = False
+            content = lent.fetch(pages)
+            found = True
+            return content
+
+        def install(content: bytes) -> None:
+            # A first store must be seen; one to zeros that stand for a lost page too.
+            protected = writable and not (is_store and found)
+            try:
+                self._userfault.copy(address, content, write_protected=protected)
+            except FileExistsError:  # nobody's page, so nobody's content
+                self.window.punch(PageRange(gfn, gfn + 1))
+                self._userfault.copy(address, content, write_protected=protected)
+
+        try:
+            present_state = DIRTY if writable and is_store else PRESENT
+            if not self._p2m.fault(lease, page, fetch, install, present_state=present_state):
+                self._userfault.wake(address, PAGE_SIZE)
+        except LeaseEnded:
+            pass  # the lease's end wakes whoever waits
+        except BackingLost as lost:
+            log.info("domain %s, lease %d: %s", self._name, lease.lease_id, lost)
+            self._refuse(lease, page, (LOST,))
+
+    def _first_store(self, lease: Lease, page: int) -> None:
+        """A store to a page that the guest has only read so far: it is dirty now."""
+        address = self.window.address_of(lease.gfns.start + page)
+        with self._lock:
+            if lease.state is LeaseState.ENDED or _being_taken(lease, page):
+                return  # their end wakes whoever waits
+            if lease.writable and lease.pages[page] not in (ABSENT, RESOLVING):
+                lease.pages[page] = DIRTY
+                self._userfault.unprotect(address, PAGE_SIZE)
+            else:  # the page has gone since
+                self._userfault.wake(address, PAGE_SIZE)
+
+    def _refuse(self, lease: Lease, page: int, states: tuple[int, ...]) -> None:
+        """Every access to that page brings its vCPU back to the owner, until it is taken away and asked for anew.
+
+        Unless its state is none of ``states`` any more: then the guest asks anew at once.
+        """
+        address = self.window.address_of(lease.gfns.start + page)
+        with self._lock:
+            if lease.state is LeaseState.ENDED or _being_taken(lease, page):
+                return  # their end wakes whoever waits
+            if lease.pages[page] not in states:
+                self._userfault.wake(address, PAGE_SIZE)
+                return
+            lease.pages[page] = LOST
+            self._userfault.poison(address)
+
+
+def _being_taken(lease: Lease, page: int) -> bool:
+    return any(pages.start <= page < pages.end for pages in lease.in_progress)
+
+
+def _gfns(lease: Lease, pages: PageRange) -> PageRange:
+    return PageRange(lease.gfns.start + pages.start, lease.gfns.start + pages.end)
+
+
+def _stretches(pages: PageRange) -> Iterator[PageRange]:
+    for start in range(pages.start, pages.end, _STRIDE_PAGES):
+        yield PageRange(start, min(start + _STRIDE_PAGES, pages.end))
