@@ -18,11 +18,11 @@ def waylend(*args: str, env: dict[str, str] | None = None) -> subprocess.Complet
 def test_help_names_every_command() -> None:
     done = waylend("--help")
     assert done.returncode == 0
-    for command in ("run", "serve", "leases", "revoke"):
+    for command in ("run", "serve", "leases", "revoke", "doctor", "bench"):
         assert f"\n  {command} " in done.stdout
 
 
-@pytest.mark.parametrize("command", ["run", "serve", "leases", "revoke"])
+@pytest.mark.parametrize("command", ["run", "serve", "leases", "revoke", "doctor", "bench"])
 def test_every_command_has_help(command: str) -> None:
     done = waylend(command, "--help")
     assert done.returncode == 0

@@ -126,8 +126,9 @@ def test_gtk3_demo_answers_a_click(sway: Sway, guest: Guest) -> None:
     directly = picture_of_demo(direct=True)
     lent = picture_of_demo(direct=False)
     assert len(directly[0].colours()) > 100
-    assert lent[0].difference(directly[0]) == 0
-    assert lent[1].difference(directly[1]) == 0
+    # All but the last pixels of what GTK fades in: two runs without a proxy can differ by those, too.
+    assert lent[0].difference(directly[0]) < 1e-4
+    assert lent[1].difference(directly[1]) < 1e-4
 
 
 @pytest.mark.parametrize("toolkit", ["PySide6", "pygame"])

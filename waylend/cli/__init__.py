@@ -17,6 +17,8 @@ _COMMANDS = {
     "serve": "Be a proxy for a local guest: a container, another user.",
     "leases": "Show what running proxies have lent.",
     "revoke": "Take lent pages back; the next touch is served again.",
+    "doctor": "Say what this machine offers, and how to get what is missing.",
+    "bench": "Measure what this machine does with lent memory.",
 }
 
 

@@ -1,0 +1,163 @@
+"""``waylend doctor``."""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import anyio
+import click
+
+from waylend.cli.options import host_option, json_option
+from waylend.errors import CompositorError, Unavailable, UsageError
+from waylend.relay.sockets import socket_path
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. ``means``: what follows for the user; ``remedy``: how to get what is missing."""
+
+    name: str
+    there: bool
+    what: str
+    means: str
+    remedy: str = ""
+
+
+def _tried(module: str, class_name: str, **options: object) -> Any:
+    """A domain of that kind, made for the trial; the caller closes it. Raises Unavailable."""
+    try:
+        return getattr(importlib.import_module(module), class_name)("doctor", aperture_pages=256, **options)
+    except ImportError as error:
+        raise Unavailable(f"{module} can't be imported: {error}") from error
+    except OSError as error:
+        raise Unavailable(error.strerror or f"{error}") from error
+
+
+@contextmanager
+def _finding(name: str, means: str, without: str, found: list[Finding]) -> Iterator[Callable[[str], None]]:
+    """Tries one thing; the block says what it found, or raises Unavailable."""
+    told: list[str] = []
+    try:
+        yield told.append
+    except Unavailable as error:
+        found.append(Finding(name, False, error.reason, without, error.remedy))
+    else:
+        found.append(Finding(name, True, "; ".join(told), means))
+
+
+def _look(host: str | None) -> list[Finding]:
+    found: list[Finding] = []
+    with _finding(
+        "fuse",
+        "leases come page by page, and every page can be taken back",
+        "leases fall back to memfd: filled beforehand, taken back only as a whole",
+        found,
+    ) as tell:
+        domain = _tried("waylend.domain.fuse", "FuseDomain")
+        try:
+            tell("mounts" if os.geteuid() == 0 else "mounts through fusermount3")
+            if not domain.other_users:
+                tell("for this user's guests only (user_allow_other in /etc/fuse.conf allows more)")
+        finally:
+            domain.close()
+    with _finding("memfd", "the fallback works", "there is no fallback where FUSE is missing", found) as tell:
+        _tried("waylend.domain.memfd", "MemfdDomain").close()
+        tell("sealed memory files")
+    with _finding(
+        "kvm",
+        "memory can be lent to guests whose VMM embeds waylend",
+        "no memory for guests of an embedded VMM; other VMMs map FUSE's bar and need no KVM",
+        found,
+    ) as tell:
+        _tried("waylend.domain.kvm", "KvmDomain").close()
+        tell("/dev/kvm and userfaultfd")
+    with _finding("drm", "dma-bufs can be lent", "no dma-bufs to lend: files and shared memory only", found) as tell:
+        nodes = sorted(glob.glob("/dev/dri/*[0-9]"))
+        if not nodes:
+            raise Unavailable("no DRM node in /dev/dri", "a GPU's driver, or the module vgem for tests")
+        tell(", ".join(nodes))
+    with _finding(
+        "compositor",
+        "waylend run and serve have a host",
+        "say --host SOCKET, or --host shim for a headless one of our own",
+        found,
+    ) as tell:
+        tell(anyio.run(_compositor, host))
+    with _finding("shim", "--host shim works", "--host shim doesn't work", found) as tell:
+        try:
+            importlib.import_module("compositor_shim.compositor")
+        except ImportError as error:
+            raise Unavailable(f"{error}", "install waylend with what it needs: pip install waylend") from error
+        tell("headless compositor of our own")
+    with _finding("vm", "a VM of this system can be started", "no VM of this system", found) as tell:
+        tell(_vm_tools())
+    return found
+
+
+async def _compositor(host: str | None) -> str:
+    from waylend.hostlink import host_link  # noqa: PLC0415
+    from waylend.wire.tables import load_tables  # noqa: PLC0415
+
+    name = host or os.environ.get("WAYLAND_DISPLAY", "")
+    if not name:
+        raise Unavailable("WAYLAND_DISPLAY is not set", "run this in a Wayland session, or give --host SOCKET")
+    try:
+        path = socket_path(name)
+        async with host_link(path, load_tables()) as link:
+            context = (
+                "" if link.offers_security_context else "; it has no security contexts: it can't tell guests apart"
+            )
+            return f"{path}, {len(link.globals)} globals{context}"
+    except (OSError, CompositorError, UsageError) as error:
+        raise Unavailable(f"{name}: {error}", "is the compositor running?") from error
+
+
+def _vm_tools() -> str:
+    qemu = f"qemu-system-{platform.machine()}"
+    kernels = [path for path in sorted(glob.glob("/boot/vmlinuz*")) if os.access(path, os.R_OK)]
+    missing = [
+        (what, how)
+        for what, there, how in (
+            (qemu, shutil.which(qemu), "apt-get install qemu-system"),
+            ("vng", shutil.which("vng"), "pip install virtme-ng"),
+            ("a kernel in /boot that can be read", kernels, "apt-get install linux-image-amd64"),
+        )
+        if not there
+    ]
+    if missing:
+        raise Unavailable(
+            "missing: " + ", ".join(what for what, _ in missing), "on Debian: " + "; ".join(how for _, how in missing)
+        )
+    return f"{qemu}, virtme-ng, {kernels[-1]}"
+
+
+@click.command("doctor")
+@host_option
+@json_option
+def command(host: str | None, as_json: bool) -> None:
+    """Say what this machine offers, what that means, and how to get what is missing.
+
+    Each mechanism is tried, not only looked for. The exit status is 1 if nothing can be lent here at all.
+    """
+    found = _look(host)
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in found], indent=2))
+    else:
+        for finding in found:
+            mark = click.style("yes" if finding.there else "no ", fg="green" if finding.there else "yellow")
+            click.echo(f"{mark}  {finding.name:11} {finding.what}")
+            click.echo(f"{'':17}-> {finding.means}")
+            if finding.remedy:
+                click.echo(f"{'':20}{finding.remedy}")
+    if not any(finding.there for finding in found if finding.name in ("fuse", "memfd")):
+        sys.exit(1)
