@@ -1,4 +1,4 @@
-"""Borrowers for the contract tests: each touches lent memory in a process of its own, never in this one.
+"""Borrowers for the contract tests: each touches lent memory in a process of its own, or in a guest, never in this one.
 
 A new kind of domain joins the contract tests with one entry in ``DOMAINS``: how to make it, how to borrow from it, and what its
 docstring says that it can't do.
@@ -19,8 +19,11 @@ from typing import Any, Protocol
 
 import pytest
 
+from tests.domain.guests import SPIN_READ, SPIN_WRITE, WINDOW, Guest
 from waylend.domain.base import Domain
 from waylend.domain.fuse import FuseDomain
+from waylend.domain.kvm import KvmDomain
+from waylend.domain.kvm_vm import Exit, ExitKind
 from waylend.domain.memfd import MemfdDomain
 from waylend.domain.process import ProcessDomain
 from waylend.errors import Unavailable
@@ -148,6 +151,37 @@ class FdBorrower:
         self.kill()
 
 
+class GuestBorrower:
+    """A KVM guest that has the domain's aperture, of which it uses one lease."""
+
+    def __init__(self, domain: KvmDomain, lease: Lease) -> None:
+        self._base = WINDOW + lease.gfns.start * PAGE_SIZE
+        self._writable = lease.writable
+        self._guest = Guest(domain)
+
+    def read(self, offset_bytes: int, size_bytes: int) -> bytes:
+        found = self._guest.read(self._base + offset_bytes, size_bytes)
+        if isinstance(found, Exit):
+            raise self._refused(found)
+        return found
+
+    def write(self, offset_bytes: int, content: bytes) -> None:
+        done = self._guest.write(self._base + offset_bytes, content)
+        if done.kind is not ExitKind.HALTED:
+            raise self._refused(done)
+
+    @staticmethod
+    def _refused(done: Exit) -> Faulted:
+        assert done.kind is ExitKind.REFUSED, done
+        return Faulted()
+
+    def spin(self, offset_bytes: int) -> None:
+        self._guest.start(SPIN_WRITE if self._writable else SPIN_READ, rsi=self._base + offset_bytes)
+
+    def kill(self) -> None:
+        self._guest.close()
+
+
 @dataclass(frozen=True)
 class Kind:
     """One mechanism in the contract tests."""
@@ -165,9 +199,15 @@ def borrow_fd(domain: Domain, lease: Lease) -> Borrower:
     return FdBorrower(domain.open_lease(lease), writable=lease.writable)
 
 
+def borrow_by_guest(domain: Domain, lease: Lease) -> Borrower:
+    assert isinstance(domain, KvmDomain)
+    return GuestBorrower(domain, lease)
+
+
 DOMAINS = [
     Kind("fuse", FuseDomain, borrow_fd),
     Kind("process", ProcessDomain, borrow_fd),
+    Kind("kvm", KvmDomain, borrow_by_guest),
     Kind("memfd", MemfdDomain, borrow_fd, serves_faults=False, knows_unused=False),
 ]
 

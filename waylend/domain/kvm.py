@@ -94,6 +94,13 @@ class KvmDomain:
         """Of the aperture, as a memory slot or a device's BAR has it."""
         return self._table.aperture_pages << PAGE_SHIFT
 
+    @property
+    def host_address(self) -> int:
+        """Where the aperture is in this process, for a VMM that maps it in another way. Never to be touched holding
+        the interpreter lock.
+        """
+        return self._aperture.window.address
+
     def attach(self, vm_fd: int, *, slot: int, guest_address: int) -> Callable[[], None]:
         """Maps the aperture into a virtual machine of this process: gfn 0 at ``guest_address``, in memory slot ``slot``.
 

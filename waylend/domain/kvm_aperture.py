@@ -11,6 +11,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from waylend.backing.base import Backing
 from waylend.domain.userfault import FAULT_WP, FAULT_WRITE, FaultServer, Userfault
@@ -30,11 +31,13 @@ _DIRTY_RUN = re.compile(bytes((DIRTY,)) + b"+")
 class Lent:
     """One lease and where its pages come from. ``takers`` is guarded by the P2M's lock."""
 
-    __slots__ = ("backing", "lease", "takers", "taking_back")
+    __slots__ = ("_whole", "backing", "end_gfn", "first_gfn", "lease", "takers", "taking_back")
 
     def __init__(self, lease: Lease, backing: Backing) -> None:
         self.lease = lease
+        self.first_gfn, self.end_gfn = lease.gfns
         self.backing = backing
+        self._whole = lease.size_bytes % PAGE_SIZE == 0
         #: Who is about to take pages of it, or doing so: its gfns aren't free before they are through.
         self.takers = 0
         #: Held while dirty pages are on their way to the backing: nobody else may drop them, nor say that they are there.
@@ -50,6 +53,8 @@ class Lent:
         except Exception as error:  # a bug of the backing; the guest must not stand still for it
             log.exception("lease %d: reading its backing", self.lease.lease_id)
             raise BackingLost(f"reading the backing: {error}") from error
+        if self._whole:
+            return content
         lent_bytes = self.lease.size_bytes - ((pages.start - self.lease.backing_start) << PAGE_SHIFT)
         return content if lent_bytes >= len(content) else content[:lent_bytes].ljust(len(content), b"\0")
 
@@ -90,6 +95,7 @@ class Aperture:
             self.window.close()
             self._userfault.close()
             raise Unavailable(f"userfaultfd refuses shared memory: {error}", "needs Linux with CONFIG_SHMEM") from error
+        self._base = self.window.address
         self._server = FaultServer(
             self._userfault, self.window.doorbell, self._on_fault, name=name, thread_count=thread_count
         )
@@ -177,25 +183,26 @@ class Aperture:
     # -- faults; on serving threads
 
     def _on_fault(self, address: int, flags: int) -> None:
-        gfn = (address - self.window.address) >> PAGE_SHIFT
+        gfn = (address - self._base) >> PAGE_SHIFT
         lent = self._recent
-        if (
-            lent is None
-            or not lent.lease.gfns.start <= gfn < lent.lease.gfns.end
-            or lent.lease.state is LeaseState.ENDED
-        ):
+        if lent is None or not lent.first_gfn <= gfn < lent.end_gfn or lent.lease.state is LeaseState.ENDED:
             with self._lock:
                 lent = self._recent = self._lent_at(gfn)
                 if lent is None:  # lent when the fault began, and not any more; lending it anew removes the mark
                     self._userfault.poison(self.window.address_of(gfn))
                     return
         lease = lent.lease
-        page = gfn - lease.gfns.start
+        page = gfn - lent.first_gfn
         try:
             if flags & FAULT_WP:
                 self._first_store(lease, page)
-            elif not lease.in_progress or not self._is_taken(lease, page):
-                self._resolve(lent, page, is_store=bool(flags & FAULT_WRITE))
+            elif lease.in_progress and self._is_taken(lease, page):
+                pass
+            elif flags & FAULT_WRITE and lease.writable:
+                self._resolve_store(lent, page, address & -PAGE_SIZE)
+            else:
+                install = partial(self._userfault.copy, address & -PAGE_SIZE, write_protected=lease.writable)
+                self._resolve(lent, page, lent.fetch, install, PRESENT)
         except Exception:
             # The guest must neither stand still for ever nor have what isn't sure.
             log.exception("domain %s, lease %d, page %d", self._name, lease.lease_id, page)
@@ -206,11 +213,33 @@ class Aperture:
         with self._lock:
             return _being_taken(lease, page)
 
-    def _resolve(self, lent: Lent, page: int, *, is_store: bool) -> None:
+    def _resolve(
+        self,
+        lent: Lent,
+        page: int,
+        fetch: Callable[[PageRange], bytes],
+        install: Callable[[bytes], None],
+        present_state: int,
+    ) -> None:
         lease = lent.lease
-        gfn = lease.gfns.start + page
-        address = self.window.address_of(gfn)
-        writable = lease.writable
+        try:
+            resolved = self._p2m.fault(lease, page, fetch, install, present_state=present_state)
+        except LeaseEnded:
+            return  # its end wakes whoever waits
+        except BackingLost as lost:
+            log.info("domain %s, lease %d: %s", self._name, lease.lease_id, lost)
+            self._refuse(lease, page, (LOST,))
+            return
+        except FileExistsError:  # nobody's page, so nobody's content
+            with self._lock:
+                if lease.pages[page] == ABSENT:
+                    self.window.punch(PageRange(lent.first_gfn + page, lent.first_gfn + page + 1))
+            resolved = False
+        if not resolved:
+            self._userfault.wake(self.window.address_of(lent.first_gfn + page), PAGE_SIZE)
+
+    def _resolve_store(self, lent: Lent, page: int, address: int) -> None:
+        """The page is dirty from the beginning, and its guest needs no second fault. Unless it is lost: zeros aren't dirty."""
         found = False
 
         def fetch(pages: PageRange) -> bytes:
@@ -221,23 +250,9 @@ class Aperture:
             return content
 
         def install(content: bytes) -> None:
-            # A first store must be seen; one to zeros that stand for a lost page too.
-            protected = writable and not (is_store and found)
-            try:
-                self._userfault.copy(address, content, write_protected=protected)
-            except FileExistsError:  # nobody's page, so nobody's content
-                self.window.punch(PageRange(gfn, gfn + 1))
-                self._userfault.copy(address, content, write_protected=protected)
+            self._userfault.copy(address, content, write_protected=not found)
 
-        try:
-            present_state = DIRTY if writable and is_store else PRESENT
-            if not self._p2m.fault(lease, page, fetch, install, present_state=present_state):
-                self._userfault.wake(address, PAGE_SIZE)
-        except LeaseEnded:
-            pass  # the lease's end wakes whoever waits
-        except BackingLost as lost:
-            log.info("domain %s, lease %d: %s", self._name, lease.lease_id, lost)
-            self._refuse(lease, page, (LOST,))
+        self._resolve(lent, page, fetch, install, DIRTY)
 
     def _first_store(self, lease: Lease, page: int) -> None:
         """A store to a page that the guest has only read so far: it is dirty now."""

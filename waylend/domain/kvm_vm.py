@@ -139,11 +139,7 @@ class Vcpu:
             with self._lock:
                 self._runner = threading.get_ident()
             abi.RUN_EXIT_REASON.pack_into(self._run, abi.RUN_EXIT_REASON_AT, 0)
-            failure = 0
-            try:
-                fcntl.ioctl(self._fd, abi.RUN, 0)
-            except OSError as error:
-                failure = error.errno or errno.EIO
+            failure = self._enter_guest()
             with self._lock:
                 self._runner = None
                 stopped, self._stopping = self._stopping, False
@@ -155,6 +151,20 @@ class Vcpu:
         found = self._exit(failure)
         # A wait for a page that the kick cut short may look like a refusal.
         return Exit(ExitKind.STOPPED) if stopped and found.kind in (ExitKind.REFUSED, ExitKind.STOPPED) else found
+
+    def _enter_guest(self) -> int:
+        """KVM_RUN. Returns an errno, 0 for none."""
+        while True:
+            try:
+                fcntl.ioctl(self._fd, abi.RUN, 0)
+            except InterruptedError:
+                if self._stopping:
+                    return errno.EINTR
+                # Somebody else's signal: its handler has run.
+            except OSError as error:
+                return error.errno or errno.EIO
+            else:
+                return 0
 
     def _exit(self, failure: int) -> Exit:
         (reason,) = abi.RUN_EXIT_REASON.unpack_from(self._run, abi.RUN_EXIT_REASON_AT)

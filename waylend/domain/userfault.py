@@ -22,6 +22,7 @@ from waylend.lending.pages import PAGE_SIZE
 
 log = logging.getLogger(__name__)
 
+_ioctl = fcntl.ioctl
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _SYSCALLS = {"x86_64": 323, "aarch64": 282}
@@ -48,7 +49,7 @@ _REGISTER = struct.Struct("=QQQQ")
 _RANGE = struct.Struct("=QQ")
 _RANGE_MODE = struct.Struct("=QQQ")
 _POISON = struct.Struct("=QQQq")
-_COPY = struct.Struct("=QQQQq")
+_pack_copy = struct.Struct("=QQQQq").pack
 #: struct uffd_msg of a page fault: event, flags, address.
 _MESSAGE = struct.Struct("=B7xQQ8x")
 _EVENT_PAGEFAULT = 0x12
@@ -66,7 +67,7 @@ def open_userfaultfd() -> int:
         pass  # Linux before 6.1, or not for us: the system call has rules of its own
     else:
         try:
-            return fcntl.ioctl(device, _USERFAULTFD_IOC_NEW, os.O_CLOEXEC)
+            return _ioctl(device, _USERFAULTFD_IOC_NEW, os.O_CLOEXEC)
         finally:
             os.close(device)
     number = _SYSCALLS.get(platform.machine())
@@ -91,7 +92,7 @@ class Userfault:
         """Raises Unavailable where the kernel has no userfaultfd for shared memory with write protection and poison."""
         self.fd = open_userfaultfd()
         try:
-            fcntl.ioctl(self.fd, _UFFDIO_API, bytearray(_API.pack(_UFFD_API, _FEATURES, 0)))
+            _ioctl(self.fd, _UFFDIO_API, bytearray(_API.pack(_UFFD_API, _FEATURES, 0)))
         except OSError as error:
             self.close()
             raise Unavailable(
@@ -104,7 +105,7 @@ class Userfault:
     def register(self, address: int, size_bytes: int) -> None:
         """From now on faults on missing and on write-protected pages of the range are delivered. Raises OSError."""
         request = bytearray(_REGISTER.pack(address, size_bytes, _REGISTER_MISSING | _REGISTER_WP, 0))
-        fcntl.ioctl(self.fd, _UFFDIO_REGISTER, request)
+        _ioctl(self.fd, _UFFDIO_REGISTER, request)
 
     def copy(self, address: int, content: bytes, *, write_protected: bool = False) -> None:
         """Puts one page there. Callers take turns (one lock): the kernel copies from one staging page.
@@ -113,25 +114,25 @@ class Userfault:
         """
         self._staging[:] = content
         mode = _COPY_MODE_WP if write_protected else 0
-        fcntl.ioctl(self.fd, _UFFDIO_COPY, _COPY.pack(address, self._staging_address, PAGE_SIZE, mode, 0))
+        _ioctl(self.fd, _UFFDIO_COPY, _pack_copy(address, self._staging_address, PAGE_SIZE, mode, 0))
 
     def poison(self, address: int) -> None:
         """Every access to that page fails from now on, until the range is dropped (MADV_DONTNEED). Idempotent."""
         try:
-            fcntl.ioctl(self.fd, _UFFDIO_POISON, _POISON.pack(address, PAGE_SIZE, 0, 0))
+            _ioctl(self.fd, _UFFDIO_POISON, _POISON.pack(address, PAGE_SIZE, 0, 0))
         except FileExistsError:  # for another fault, just before
             self.wake(address, PAGE_SIZE)
 
     def protect(self, address: int, size_bytes: int) -> None:
         """Stores to what is present there are faults from now on; when it returns, none is under way any more."""
-        fcntl.ioctl(self.fd, _UFFDIO_WRITEPROTECT, _RANGE_MODE.pack(address, size_bytes, _WP_ON))
+        _ioctl(self.fd, _UFFDIO_WRITEPROTECT, _RANGE_MODE.pack(address, size_bytes, _WP_ON))
 
     def unprotect(self, address: int, size_bytes: int) -> None:
-        fcntl.ioctl(self.fd, _UFFDIO_WRITEPROTECT, _RANGE_MODE.pack(address, size_bytes, _WP_OFF))
+        _ioctl(self.fd, _UFFDIO_WRITEPROTECT, _RANGE_MODE.pack(address, size_bytes, _WP_OFF))
 
     def wake(self, address: int, size_bytes: int) -> None:
         """Has every access that waits there tried again: it finds the page, or faults anew."""
-        fcntl.ioctl(self.fd, _UFFDIO_WAKE, _RANGE.pack(address, size_bytes))
+        _ioctl(self.fd, _UFFDIO_WAKE, _RANGE.pack(address, size_bytes))
 
     def close(self) -> None:
         """Nothing is delivered any more; whoever waits tries again. Idempotent."""

@@ -1,0 +1,130 @@
+"""KVM guests for tests: a few instructions each, put together by hand, in a virtual machine of this process.
+
+A guest touches lent memory from within KVM_RUN, which holds no interpreter lock, so it may live in the process that serves it.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from types import TracebackType
+
+from waylend.domain.kvm import KvmDomain
+from waylend.domain.kvm_vm import Exit, ExitKind, Vcpu, VirtualMachine
+
+#: Where the aperture is in these guests, and what they have of their own.
+WINDOW = 0x10000000
+OWN_BYTES = 0x40000
+CODE, MAILBOX, SCRATCH, SCRATCH_BYTES = 0x1000, 0x8000, 0x10000, 0x20000
+
+#: Copies ecx bytes from esi to edi.
+COPY = bytes.fromhex("f3a4 f4")  # rep movsb; hlt
+#: Reads the byte at esi, for ever.
+SPIN_READ = bytes.fromhex("8a06 ebfc")  # next: mov al, [esi]; jmp next
+#: Writes the byte at esi, for ever.
+SPIN_WRITE = bytes.fromhex("c60607 ebfb")  # next: mov byte [esi], 7; jmp next
+#: Counts at edi, for ever, and in ecx.
+COUNT = bytes.fromhex("ff07 41 ebfb")  # next: inc dword [edi]; inc ecx; jmp next
+#: Halts when what is at edi is older than what was at ebx just before; counts at esi how often it looked.
+WATCH = bytes.fromhex(
+    "8b03"  # next: mov eax, [ebx]
+    "8b17"  # mov edx, [edi]
+    "ff06"  # inc dword [esi]
+    "39c2"  # cmp edx, eax
+    "73f6"  # jae next
+    "f4"  # hlt
+)
+
+
+class Guest:
+    """A virtual machine with memory of its own at 0, and all of ``domain``'s aperture at WINDOW."""
+
+    def __init__(self, domain: KvmDomain, *, vcpu_count: int = 1) -> None:
+        self.vm = VirtualMachine()
+        try:
+            self.memory = self.vm.add_memory(0, 0, OWN_BYTES)
+            self.vcpus = [self.vm.add_vcpu() for _ in range(vcpu_count)]
+            for vcpu in self.vcpus:
+                vcpu.enter_flat_mode()
+            self._detach = domain.attach(self.vm.fd, slot=1, guest_address=WINDOW)
+        except BaseException:
+            self.vm.close()
+            raise
+        self._runs: list[Run] = []
+        self._closed = False
+
+    def load(self, program: bytes, at: int = CODE) -> int:
+        self.memory[at : at + len(program)] = program
+        return at
+
+    def run(self, program: bytes, **registers: int) -> Exit:
+        """Runs ``program`` to its exit, on this thread."""
+        self.vcpus[0].set_registers(rip=self.load(program), **registers)
+        return self.vcpus[0].run()
+
+    def start(self, program: bytes, *, vcpu: int = 0, **registers: int) -> Run:
+        """Runs ``program`` on a thread of its own."""
+        at = self.load(program, CODE + vcpu * 0x100)
+        self.vcpus[vcpu].set_registers(rip=at, **registers)
+        self._runs.append(Run(self.vcpus[vcpu]))
+        return self._runs[-1]
+
+    def read(self, address: int, size_bytes: int) -> bytes | Exit:
+        """What the guest reads there, or how that ended."""
+        assert size_bytes <= SCRATCH_BYTES
+        done = self.run(COPY, rsi=address, rdi=SCRATCH, rcx=size_bytes)
+        return self.memory[SCRATCH : SCRATCH + size_bytes] if done.kind is ExitKind.HALTED else done
+
+    def write(self, address: int, content: bytes) -> Exit:
+        assert len(content) <= SCRATCH_BYTES
+        self.memory[SCRATCH : SCRATCH + len(content)] = content
+        return self.run(COPY, rsi=SCRATCH, rdi=address, rcx=len(content))
+
+    def word(self, at: int) -> int:
+        """A word of its own memory."""
+        value: int = struct.unpack_from("<I", self.memory, at)[0]
+        return value
+
+    def set_word(self, at: int, value: int) -> None:
+        struct.pack_into("<I", self.memory, at, value)
+
+    def close(self) -> None:
+        """Stops its vCPUs wherever they are. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        for run in self._runs:
+            run.stop()
+        self._detach()
+        self.vm.close()
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Run:
+    """A vCPU that runs on a thread of its own, until its first exit."""
+
+    def __init__(self, vcpu: Vcpu) -> None:
+        self._vcpu = vcpu
+        self._exits: list[Exit] = []
+        self._thread = threading.Thread(target=lambda: self._exits.append(vcpu.run()), daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def exit(self, deadline_s: float = 30.0) -> Exit:
+        """How it ended; waits for that."""
+        self._thread.join(deadline_s)
+        assert self._exits, f"the guest runs on after {deadline_s:g} s"
+        return self._exits[0]
+
+    def stop(self) -> Exit:
+        if self.running:
+            self._vcpu.stop()
+        return self.exit()
