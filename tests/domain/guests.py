@@ -11,42 +11,61 @@ from types import TracebackType
 
 from waylend.domain.kvm import KvmDomain
 from waylend.domain.kvm_vm import Exit, ExitKind, Vcpu, VirtualMachine
+from waylend.lending.pages import PAGE_SIZE
 
 #: Where the aperture is in these guests, and what they have of their own.
 WINDOW = 0x10000000
 OWN_BYTES = 0x40000
-CODE, MAILBOX, SCRATCH, SCRATCH_BYTES = 0x1000, 0x8000, 0x10000, 0x20000
+CODE, PAGE_TABLES, MAILBOX, SCRATCH, SCRATCH_BYTES = 0x1000, 0x2000, 0x8000, 0x10000, 0x20000
+#: How much is identity-mapped, in pages of 2 MiB, by three tables of a page each.
+MAPPED_BYTES = 1 << 30
 
-#: Copies ecx bytes from esi to edi.
+#: Copies rcx bytes from rsi to rdi.
 COPY = bytes.fromhex("f3a4 f4")  # rep movsb; hlt
-#: Reads the byte at esi, for ever.
-SPIN_READ = bytes.fromhex("8a06 ebfc")  # next: mov al, [esi]; jmp next
-#: Writes the byte at esi, for ever.
-SPIN_WRITE = bytes.fromhex("c60607 ebfb")  # next: mov byte [esi], 7; jmp next
-#: Counts at edi, for ever, and in ecx.
-COUNT = bytes.fromhex("ff07 41 ebfb")  # next: inc dword [edi]; inc ecx; jmp next
-#: Halts when what is at edi is older than what was at ebx just before; counts at esi how often it looked.
+#: Reads the byte at rsi, for ever.
+SPIN_READ = bytes.fromhex("8a06 ebfc")  # next: mov al, [rsi]; jmp next
+#: Writes the byte at rsi, for ever.
+SPIN_WRITE = bytes.fromhex("c60607 ebfb")  # next: mov byte [rsi], 7; jmp next
+#: Counts at rdi, for ever, and in ecx.
+COUNT = bytes.fromhex("ff07 ffc1 ebfa")  # next: inc dword [rdi]; inc ecx; jmp next
+#: Halts when what is at rdi is older than what was at rbx just before; counts at rsi how often it looked.
 WATCH = bytes.fromhex(
-    "8b03"  # next: mov eax, [ebx]
-    "8b17"  # mov edx, [edi]
-    "ff06"  # inc dword [esi]
+    "8b03"  # next: mov eax, [rbx]
+    "8b17"  # mov edx, [rdi]
+    "ff06"  # inc dword [rsi]
     "39c2"  # cmp edx, eax
     "73f6"  # jae next
     "f4"  # hlt
 )
 
 
-class Guest:
-    """A virtual machine with memory of its own at 0, and all of ``domain``'s aperture at WINDOW."""
+def page_tables(at: int, mapped_bytes: int) -> bytes:
+    """Three tables for address ``at`` that map as much (at most 1 GiB) identically, all of it writable."""
+    large_pages = [address | 0x83 for address in range(0, mapped_bytes, 2 << 20)]
+    tables = [[at + 0x1003], [at + 0x2003], large_pages]
+    return b"".join(struct.pack(f"<{len(table)}Q", *table).ljust(PAGE_SIZE, b"\0") for table in tables)
 
-    def __init__(self, domain: KvmDomain, *, vcpu_count: int = 1) -> None:
+
+class Guest:
+    """A virtual machine with memory of its own at 0 and all of ``domain``'s aperture at WINDOW.
+
+    Its vCPUs are in long mode, which a processor runs by itself where other modes may be emulated. With ``own_memory``
+    false it has nothing but the aperture, which is at 0, and its vCPUs are in flat mode.
+    """
+
+    def __init__(self, domain: KvmDomain, *, vcpu_count: int = 1, own_memory: bool = True) -> None:
         self.vm = VirtualMachine()
         try:
-            self.memory = self.vm.add_memory(0, 0, OWN_BYTES)
+            if own_memory:
+                self.memory = self.vm.add_memory(0, 0, OWN_BYTES)
+                self.load(page_tables(PAGE_TABLES, MAPPED_BYTES), PAGE_TABLES)
             self.vcpus = [self.vm.add_vcpu() for _ in range(vcpu_count)]
             for vcpu in self.vcpus:
-                vcpu.enter_flat_mode()
-            self._detach = domain.attach(self.vm.fd, slot=1, guest_address=WINDOW)
+                if own_memory:
+                    vcpu.enter_long_mode(PAGE_TABLES)
+                else:
+                    vcpu.enter_flat_mode()
+            self._detach = domain.attach(self.vm.fd, slot=1, guest_address=WINDOW if own_memory else 0)
         except BaseException:
             self.vm.close()
             raise
@@ -64,8 +83,11 @@ class Guest:
 
     def start(self, program: bytes, *, vcpu: int = 0, **registers: int) -> Run:
         """Runs ``program`` on a thread of its own."""
-        at = self.load(program, CODE + vcpu * 0x100)
-        self.vcpus[vcpu].set_registers(rip=at, **registers)
+        return self.begin(vcpu=vcpu, rip=self.load(program, CODE + vcpu * 0x100), **registers)
+
+    def begin(self, *, vcpu: int = 0, **registers: int) -> Run:
+        """Runs what is there already, on a thread of its own."""
+        self.vcpus[vcpu].set_registers(**registers)
         self._runs.append(Run(self.vcpus[vcpu]))
         return self._runs[-1]
 

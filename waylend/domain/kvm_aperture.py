@@ -230,10 +230,9 @@ class Aperture:
             log.info("domain %s, lease %d: %s", self._name, lease.lease_id, lost)
             self._refuse(lease, page, (LOST,))
             return
-        except FileExistsError:  # nobody's page, so nobody's content
-            with self._lock:
-                if lease.pages[page] == ABSENT:
-                    self.window.punch(PageRange(lent.first_gfn + page, lent.first_gfn + page + 1))
+        except (
+            FileExistsError
+        ):  # after an invalidation two faults can be on their way to one page; the other was faster
             resolved = False
         if not resolved:
             self._userfault.wake(self.window.address_of(lent.first_gfn + page), PAGE_SIZE)

@@ -27,6 +27,8 @@ from waylend.errors import Unavailable
 _KICK: Final = signal.SIGRTMIN + 5
 #: What the kernel says where a memory slot's page can't be had.
 _REFUSALS = (errno.EFAULT, 133)  # 133: EHWPOISON, which ``errno`` lacks
+#: An access has at most that many, each an exit of its own: 32 bytes across a page's edge, 8 at a time.
+_PARTS_OF_AN_ACCESS = 8
 
 
 def open_kvm() -> int:
@@ -96,9 +98,13 @@ class Vcpu:
         self._lock = threading.Lock()
         self._runner: int | None = None
         self._stopping = False
+        self._kicked = False
+        #: The last exit left an instruction half done.
+        self._pending = False
 
     def set_registers(self, **registers: int) -> None:
         """Sets the named registers and zeros all others; rflags is sane unless given."""
+        self._complete()
         wanted = {"rflags": 2, **registers}
         fcntl.ioctl(self._fd, abi.SET_REGS, abi.REGS.pack(*(wanted.get(name, 0) for name in abi.REG_NAMES)))
 
@@ -143,8 +149,9 @@ class Vcpu:
             with self._lock:
                 self._runner = None
                 stopped, self._stopping = self._stopping, False
+                kicked, self._kicked = self._kicked, False
                 self._run[abi.RUN_IMMEDIATE_EXIT_AT] = 0
-            if stopped:
+            if kicked:
                 signal.sigtimedwait({_KICK}, 0)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -166,7 +173,22 @@ class Vcpu:
             else:
                 return 0
 
+    def _complete(self) -> None:
+        """Ends the access that the last exit was in the middle of, as KVM asks for before the state is changed."""
+        if not self._pending:
+            return
+        self._run[abi.RUN_IMMEDIATE_EXIT_AT] = 1
+        for _ in range(_PARTS_OF_AN_ACCESS):
+            try:
+                fcntl.ioctl(self._fd, abi.RUN, 0)
+            except OSError:  # EINTR: complete, and back before the guest runs
+                break
+        self._pending = False
+        with self._lock:
+            self._run[abi.RUN_IMMEDIATE_EXIT_AT] = int(self._stopping)
+
     def _exit(self, failure: int) -> Exit:
+        self._pending = False
         (reason,) = abi.RUN_EXIT_REASON.unpack_from(self._run, abi.RUN_EXIT_REASON_AT)
         if reason == abi.EXIT_MEMORY_FAULT:
             _, guest_address, _ = abi.RUN_MEMORY_FAULT.unpack_from(self._run, abi.RUN_EXIT_AT)
@@ -179,6 +201,7 @@ class Vcpu:
             raise OSError(failure, f"KVM_RUN: {os.strerror(failure)}")
         if reason == abi.EXIT_HLT:
             return Exit(ExitKind.HALTED)
+        self._pending = reason in (abi.EXIT_MMIO, abi.EXIT_IO)
         if reason == abi.EXIT_MMIO:
             guest_address, content, length, is_write = abi.RUN_MMIO.unpack_from(self._run, abi.RUN_EXIT_AT)
             return Exit(ExitKind.REFUSED, guest_address, bool(is_write), content=content[: min(length, 8)])
@@ -188,11 +211,16 @@ class Vcpu:
         return Exit(ExitKind.BROKEN)
 
     def stop(self) -> None:
-        """Gets the vCPU out of ``run``, wherever it is, a wait for a lent page included; or out of the next one."""
+        """Gets the vCPU out of ``run``, or out of the next one if it isn't in it.
+
+        A wait for a lent page is cut short too (Linux 6.2 or later), unless it is an access that KVM emulates: the kernel
+        takes no signal in the middle of these, so that one ends when the page is there, or refused.
+        """
         with self._lock:
             self._stopping = True
             self._run[abi.RUN_IMMEDIATE_EXIT_AT] = 1
-            if self._runner is not None:
+            if self._runner is not None and not self._kicked:
+                self._kicked = True  # one signal, as one is taken off
                 signal.pthread_kill(self._runner, _KICK)
 
     def close(self) -> None:
