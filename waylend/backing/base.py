@@ -6,6 +6,8 @@ delivers pages, takes dirty ones back, and says when its owner takes pages away.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
@@ -48,3 +50,29 @@ class Backing(Protocol):
 
     def close(self) -> None:
         """Gives up the pages; further reads raise BackingLost. Idempotent."""
+
+
+class Subscribers:
+    """Who must hear of an invalidation: what every backing keeps."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._all: list[Invalidate] = []
+
+    def add(self, invalidate: Invalidate) -> Callable[[], None]:
+        """Returns the way to end that. Idempotent."""
+        with self._lock:
+            self._all.append(invalidate)
+
+        def remove() -> None:
+            with self._lock, contextlib.suppress(ValueError):
+                self._all.remove(invalidate)
+
+        return remove
+
+    def invalidate(self, pages: PageRange) -> None:
+        """Calls all of them, one after the other; when it returns, no borrower reaches the old pages any more."""
+        with self._lock:
+            subscribers = list(self._all)
+        for subscriber in subscribers:
+            subscriber(pages)

@@ -6,14 +6,13 @@ that is cut short under our feet is a short count here, not SIGBUS.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import stat
 import threading
 from collections.abc import Callable, Hashable
 
-from waylend.backing.base import Invalidate
+from waylend.backing.base import Invalidate, Subscribers
 from waylend.errors import BackingLost
 from waylend.lending.pages import PAGE_SHIFT, PageRange, page_count_of
 
@@ -33,7 +32,7 @@ class FileBacking:
     def __init__(self, fd: int, *, size_bytes: int | None = None, writable: bool = False) -> None:
         self._fd = fd
         self._lock = threading.Lock()
-        self._subscribers: list[Invalidate] = []
+        self._subscribers = Subscribers()
         try:
             status = os.fstat(fd)
             self._size_bytes = self._checked_size(status, size_bytes, writable)
@@ -141,21 +140,11 @@ class FileBacking:
 
     def subscribe(self, invalidate: Invalidate) -> Callable[[], None]:
         """See Backing. A file's kernel tells nobody when it changes: only ``invalidate`` below calls the subscribers."""
-        with self._lock:
-            self._subscribers.append(invalidate)
-
-        def unsubscribe() -> None:
-            with self._lock, contextlib.suppress(ValueError):
-                self._subscribers.remove(invalidate)
-
-        return unsubscribe
+        return self._subscribers.add(invalidate)
 
     def invalidate(self, pages: PageRange | None = None) -> None:
         """The file's owner is about to change or cut off ``pages`` (by default all): every borrower loses them first."""
-        with self._lock:
-            subscribers = list(self._subscribers)
-        for subscriber in subscribers:
-            subscriber(PageRange(0, page_count_of(self._size_bytes)) if pages is None else pages)
+        self._subscribers.invalidate(PageRange(0, page_count_of(self._size_bytes)) if pages is None else pages)
 
     def truncate(self, size_bytes: int) -> None:
         """Cuts the file off as its owner should: no fault gets those pages any more, the borrowers lose them, the file ends."""
