@@ -75,7 +75,7 @@ class _Holding:
 class _LeaseFile:
     """What the server keeps for one lease besides the book's entry."""
 
-    __slots__ = ("holding", "known", "lease", "opens", "read")
+    __slots__ = ("dropping", "holding", "known", "lease", "opens", "read")
 
     def __init__(self, lease: Lease, holding: _Holding) -> None:
         self.lease = lease
@@ -85,6 +85,7 @@ class _LeaseFile:
         self.opens = 0
         #: Whether the kernel has ever asked for the lease's own file.
         self.known = False
+        self.dropping = threading.Lock()
 
 
 class _OwnFile(NamedTuple):
@@ -132,6 +133,7 @@ class FuseDomain:
         self._files: dict[int, _LeaseFile] = {}  # by node
         self._next_fh = 1
         self._bar_known = False
+        self._bar_dropping = threading.Lock()
         self._gaps_cached = False  # ``bar`` may have pages of zeros where no lease was
         self._own_openers: set[int] = set()
         self._own_opens: set[int] = set()
@@ -317,7 +319,7 @@ class FuseDomain:
             for stretch in stretches:
                 with self._lock:
                     invalidation.enter(stretch, lease.faults_begun, holding=False)
-                self._drop(lease, own_files, stretch)
+                self._drop(lease, own_files, invalidation, stretch)
             while True:
                 with self._lock:
                     invalidation.leave()
@@ -339,25 +341,44 @@ class FuseDomain:
         with self._lock:
             invalidation.enter(pages, lease.faults_begun, holding=True)
         dropping = threading.Thread(
-            target=self._drop, args=(lease, own_files, pages), name=f"{self.name}-drop", daemon=True
+            target=self._drop, args=(lease, own_files, invalidation, pages), name=f"{self.name}-drop", daemon=True
         )
         dropping.start()
         dropping.join(_HOLD_S)
         while dropping.is_alive():
-            with self._lock:
-                waiting = invalidation.let_through()
-            _serve_all(waiting)
+            self._let_through(invalidation)
             dropping.join(_HOLD_S)
 
-    def _drop(self, lease: Lease, own_files: list[_OwnFile], pages: PageRange) -> None:
+    def _drop(self, lease: Lease, own_files: list[_OwnFile], invalidation: Invalidation, pages: PageRange) -> None:
         if lease.writable:
             self._write_back(own_files, pages)
         size_bytes = (pages.end - pages.start) << PAGE_SHIFT
-        node = _node_of(lease)
-        if self._files[node].known:
-            self._server.invalidate(node, pages.start << PAGE_SHIFT, size_bytes)
+        file = self._files[_node_of(lease)]
+        if file.known:
+            with self._turn(file.dropping, invalidation):
+                self._server.invalidate(_node_of(lease), pages.start << PAGE_SHIFT, size_bytes)
         if self._bar_known:
-            self._server.invalidate(_BAR, (lease.gfns.start + pages.start) << PAGE_SHIFT, size_bytes)
+            with self._turn(self._bar_dropping, invalidation):
+                self._server.invalidate(_BAR, (lease.gfns.start + pages.start) << PAGE_SHIFT, size_bytes)
+
+    @contextmanager
+    def _turn(self, dropping: threading.Lock, invalidation: Invalidation) -> Iterator[None]:
+        """One INVAL_INODE of a file at a time.
+
+        The kernel passes over a page that another INVAL_INODE has just unmapped, although that one has yet to flush the TLBs:
+        it would return while a borrower still reaches the page. Whoever has its turn may wait for faults that are parked here.
+        """
+        while not dropping.acquire(timeout=_HOLD_S):
+            self._let_through(invalidation)
+        try:
+            yield
+        finally:
+            dropping.release()
+
+    def _let_through(self, invalidation: Invalidation) -> None:
+        with self._lock:
+            waiting = invalidation.let_through()
+        _serve_all(waiting)
 
     @contextmanager
     def _own_files(self, lease: Lease) -> Iterator[list[_OwnFile]]:

@@ -127,7 +127,7 @@ class Invalidation:
         self.entered_at = 0
         self.ahead: list[PageRange] = []
         self.late: list[PageRange] = []
-        #: Faults on the current stretch that are answered although it is held.
+        #: Faults that are answered although they should wait: something waits for them.
         self.admitted: list[PageRange] = []
         self.parked: list[tuple[PageRange, Parked]] = []
 
@@ -142,7 +142,7 @@ class Invalidation:
             return True
         if any(ahead.contains(pages) for ahead in self.ahead):
             return True
-        if any(ahead.overlaps(pages) for ahead in self.ahead):
+        if pages in self.admitted or any(ahead.overlaps(pages) for ahead in self.ahead):
             self.late.append(pages)
             return True
         return False
@@ -167,14 +167,13 @@ class Invalidation:
         self.admitted = []
 
     def let_through(self) -> list[Parked]:
-        """The unmapping seems to wait for parked faults: those on the current stretch, to be served now, as late ones.
+        """An unmapping, this one or another, seems to wait for parked faults: all of them, to be served now, as late ones.
 
         Faults that come after them are still parked, so each round has fewer late pages than the one before.
         """
-        if self.current is None:
-            return []
-        self.admitted += [range_ for range_, _ in self.parked if range_.overlaps(self.current)]
-        return self.waiting_on(self.current)
+        waiting, self.parked = self.parked, []
+        self.admitted += [range_ for range_, _ in waiting]
+        return [again for _, again in waiting]
 
     def leave(self) -> None:
         """The current stretch is unmapped."""
