@@ -59,7 +59,8 @@ print(touches, flush=True)
 class Owner(Protocol):
     """Whoever may change a backing's pages. Called from a thread of its own, never one that serves faults."""
 
-    backing: Backing
+    @property
+    def backing(self) -> Backing: ...
 
     def change(self, pages: PageRange, content: bytes) -> None:
         """Puts new pages in the place of the old ones; when it returns, nobody reaches the old ones."""
