@@ -15,6 +15,7 @@ import json
 import mmap
 import os
 import statistics
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -61,20 +62,21 @@ TOUCH = bytes.fromhex(
     "c3"  # ret
 )
 
-#: edi: base, esi: count, edx: stride in pages, ebp: mask in pages; HLT at the end.
+#: rdi: base, esi: count, edx: stride in pages, ebp: mask in pages; HLT at the end.
 GUEST_TOUCH = bytes.fromhex(
     "31db"  # xor ebx, ebx
     # next:
     "89d8"  # mov eax, ebx
     "21e8"  # and eax, ebp
     "c1e00c"  # shl eax, 12
-    "8a0407"  # mov al, [edi + eax]
+    "8a0407"  # mov al, [rdi + rax]
     "01d3"  # add ebx, edx
-    "4e"  # dec esi
-    "75f1"  # jnz next
+    "ffce"  # dec esi
+    "75f0"  # jnz next
     "f4"  # hlt
 )
-
+#: The guest's own memory, and in it its page tables: an identity map of the first GiB in pages of 2 MiB.
+GUEST_BYTES, GUEST_CODE, GUEST_TABLES = 1 << 16, 0x1000, 0x2000
 
 #: The time stamp counter, as a function.
 TICKS = bytes.fromhex("0f3148c1e2204809d0c3")  # rdtsc; shl rdx, 32; or rax, rdx; ret
@@ -139,13 +141,17 @@ def measure_guest_faults(*, page_count: int = 16384, rounds: int = 3) -> dict[st
         vm = VirtualMachine()
         detach = domain.attach(vm.fd, slot=1, guest_address=GUEST_WINDOW)
         try:
-            vm.add_memory(0, 0, 1 << 16)[0x1000 : 0x1000 + len(GUEST_TOUCH)] = GUEST_TOUCH
+            memory = vm.add_memory(0, 0, GUEST_BYTES)
+            memory[GUEST_CODE : GUEST_CODE + len(GUEST_TOUCH)] = GUEST_TOUCH
+            large_pages = [address | 0x83 for address in range(0, 1 << 30, 2 << 20)]
+            for level, table in enumerate([[GUEST_TABLES + 0x1003], [GUEST_TABLES + 0x2003], large_pages]):
+                struct.pack_into(f"<{len(table)}Q", memory, GUEST_TABLES + level * PAGE_SIZE, *table)
             vcpu = vm.add_vcpu()
-            vcpu.enter_flat_mode()
+            vcpu.enter_long_mode(GUEST_TABLES)
 
             def touched_us() -> float:
                 vcpu.set_registers(
-                    rip=0x1000, rdi=GUEST_WINDOW, rsi=page_count, rdx=STRIDE & 0xFFFFFFFF, rbp=page_count - 1
+                    rip=GUEST_CODE, rdi=GUEST_WINDOW, rsi=page_count, rdx=STRIDE & 0xFFFFFFFF, rbp=page_count - 1
                 )
                 before = time.perf_counter()
                 if vcpu.run().kind is not ExitKind.HALTED:

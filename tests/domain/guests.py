@@ -77,9 +77,8 @@ class Guest:
         return at
 
     def run(self, program: bytes, **registers: int) -> Exit:
-        """Runs ``program`` to its exit, on this thread."""
-        self.vcpus[0].set_registers(rip=self.load(program), **registers)
-        return self.vcpus[0].run()
+        """Runs ``program`` to its exit, with a deadline: not on this thread, which might be in the kernel for ever."""
+        return self.start(program, **registers).exit()
 
     def start(self, program: bytes, *, vcpu: int = 0, **registers: int) -> Run:
         """Runs ``program`` on a thread of its own."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +17,7 @@ from tests.processes import wait_until
 from waylend.backing.file import FileBacking
 from waylend.domain.kvm import KvmDomain
 from waylend.domain.kvm_vm import ExitKind
-from waylend.errors import BackingLost
+from waylend.errors import BackingLost, NoSpace
 from waylend.lending.lease import DIRTY, LOST, PRESENT, Lease, LossPolicy, Protection
 from waylend.lending.p2m import Event, EventKind
 from waylend.lending.pages import PAGE_SIZE, PageRange
@@ -270,6 +272,27 @@ def test_a_slow_backing_leaves_the_guest_nothing_in_hand(domain: KvmDomain, owne
     assert os.pread(owner_fd, 3, 0) == b"old"
 
 
+def test_every_taker_waits_until_the_backing_has_what_was_written(
+    domain: KvmDomain, owner_fd: int, guest: Guest
+) -> None:
+    lease, backing = lend(domain, owner_fd)
+    guest.write(WINDOW, b"mine")
+    backing.before_write = stopper = Stopper()
+    takers = [threading.Thread(target=domain.revoke, args=(lease, PageRange(0, 1)))]
+    takers[0].start()
+    assert stopper.reached.wait(30)
+    takers.append(threading.Thread(target=backing.invalidate))
+    takers[1].start()
+    wait_until(lambda: len(lease.in_progress) == 2, "both are at it")
+    takers[1].join(0.2)
+    assert takers[1].is_alive(), "the owner would go on, and then have its new page overwritten"
+    stopper.let_go()
+    for taker in takers:
+        taker.join()
+    assert backing.writes == [0]
+    assert os.pread(owner_fd, 4, 0) == b"mine"
+
+
 def test_overlapping_takers_lose_nothing(domain: KvmDomain, owner_fd: int, guest: Guest) -> None:
     lease, backing = lend(domain, owner_fd)
     os.pwrite(owner_fd, bytes(PAGE_SIZE), 0)
@@ -358,6 +381,21 @@ def test_a_lost_page_comes_back_when_its_backing_does(domain: KvmDomain, owner_f
         assert guest.read(WINDOW + PAGE_SIZE, 5) == b"again"
 
 
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_page_that_was_there_before_can_be_lost(domain: KvmDomain, owner_fd: int, stored: bool) -> None:
+    lease, _ = lend(domain, owner_fd)
+    with Guest(domain) as guest:
+        guest.read(WINDOW, 1)
+        if stored:
+            guest.write(WINDOW, b"!")
+        domain.sync(lease)
+        domain.revoke(lease)
+        os.ftruncate(owner_fd, 0)
+        refused_at(guest, WINDOW)
+        refused_at(guest, WINDOW)
+    assert states(domain, lease)[0] == LOST
+
+
 def test_gfns_that_were_refused_can_be_lent_anew(domain: KvmDomain, owner_fd: int) -> None:
     with Guest(domain) as guest:
         refused_at(guest, WINDOW)
@@ -371,6 +409,43 @@ def test_gfns_that_were_refused_can_be_lent_anew(domain: KvmDomain, owner_fd: in
     assert again.gfns == lease.gfns
     with Guest(domain) as guest:
         assert guest.read(WINDOW, 1) == b"\0"
+
+
+def test_ending_succeeds_even_where_the_kernel_has_no_more_ranges(
+    domain: KvmDomain, owner_fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mprotect(2) may fail for want of vm.max_map_count; the pages are refused all the same, until they are lent anew."""
+    lease, _ = lend(domain, owner_fd)
+
+    def full(gfns: PageRange, protection: int) -> None:
+        raise OSError(errno.ENOMEM, "mprotect")
+
+    with Guest(domain) as guest:
+        assert guest.read(WINDOW, 1) == b"\1"
+        with monkeypatch.context() as patched:
+            patched.setattr(domain._aperture.window, "permit", full)
+            domain.end(lease)
+            backing = FileBacking(os.dup(owner_fd))
+            with pytest.raises(NoSpace):
+                domain.lend(backing)
+            backing.close()
+        refused_at(guest, WINDOW)
+        lend(domain, owner_fd)
+        assert guest.read(WINDOW, 1) == b"\1"
+
+
+def test_what_is_not_lent_is_closed_off(domain: KvmDomain, owner_fd: int) -> None:
+    def permissions() -> list[str]:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        return [line.split()[1] for line in lines if "waylend-window" in line]
+
+    closed = permissions()
+    assert closed == ["---s", "r--s"], "all of it, but the doorbell"
+    leases = [lend(domain, owner_fd, writable=writable)[0] for writable in (True, False)]
+    assert permissions() == ["rw-s", "r--s", "---s", "r--s"]
+    for lease in leases:
+        domain.end(lease)
+    assert permissions() == closed
 
 
 @pytest.mark.parametrize("read_first", [True, False])

@@ -189,7 +189,7 @@ class Aperture:
             with self._lock:
                 lent = self._recent = self._lent_at(gfn)
                 if lent is None:  # lent when the fault began, and not any more; lending it anew removes the mark
-                    self._userfault.poison(self.window.address_of(gfn))
+                    self._poison(gfn)
                     return
         lease = lent.lease
         page = gfn - lent.first_gfn
@@ -278,7 +278,14 @@ class Aperture:
                 self._userfault.wake(address, PAGE_SIZE)
                 return
             lease.pages[page] = LOST
-            self._userfault.poison(address)
+            self._poison(lease.gfns.start + page)
+
+    def _poison(self, gfn: int) -> None:
+        """Of a page that isn't there."""
+        address = self.window.address_of(gfn)
+        # Write protection leaves a mark where a page has gone, and the kernel poisons no page that has one.
+        self._userfault.unprotect(address, PAGE_SIZE, waking=False)
+        self._userfault.poison(address)
 
 
 def _being_taken(lease: Lease, page: int) -> bool:

@@ -41,7 +41,7 @@ _FEATURE_POISON = 1 << 14  # the youngest of what we need: Linux 6.6
 _FEATURES = _FEATURE_MISSING_SHMEM | _FEATURE_WP_SHMEM | _FEATURE_POISON
 _REGISTER_MISSING, _REGISTER_WP = 1, 2
 _COPY_MODE_WP = 2
-_WP_ON, _WP_OFF = 1, 0
+_WP_ON, _WP_OFF, _WP_DONTWAKE = 1, 0, 2
 _MADV_POPULATE_READ = 22
 
 _API = struct.Struct("=QQQ")
@@ -110,7 +110,7 @@ class Userfault:
     def copy(self, address: int, content: bytes, *, write_protected: bool = False) -> None:
         """Puts one page there. Callers take turns (one lock): the kernel copies from one staging page.
 
-        Raises FileExistsError where there is one already.
+        Raises FileExistsError where there is one already, other OSErrors where the kernel has no memory.
         """
         self._staging[:] = content
         mode = _COPY_MODE_WP if write_protected else 0
@@ -127,8 +127,10 @@ class Userfault:
         """Stores to what is present there are faults from now on; when it returns, none is under way any more."""
         _ioctl(self.fd, _UFFDIO_WRITEPROTECT, _RANGE_MODE.pack(address, size_bytes, _WP_ON))
 
-    def unprotect(self, address: int, size_bytes: int) -> None:
-        _ioctl(self.fd, _UFFDIO_WRITEPROTECT, _RANGE_MODE.pack(address, size_bytes, _WP_OFF))
+    def unprotect(self, address: int, size_bytes: int, *, waking: bool = True) -> None:
+        """The end of that, also for pages that have gone since: their protection outlives them."""
+        mode = _WP_OFF if waking else _WP_OFF | _WP_DONTWAKE
+        _ioctl(self.fd, _UFFDIO_WRITEPROTECT, _RANGE_MODE.pack(address, size_bytes, mode))
 
     def wake(self, address: int, size_bytes: int) -> None:
         """Has every access that waits there tried again: it finds the page, or faults anew."""

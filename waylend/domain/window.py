@@ -76,7 +76,7 @@ class Window:
         _check(_libc.fallocate(self._memfd, _KEEP_SIZE | _PUNCH_HOLE, start, length), "fallocate")
 
     def drop_marks(self, gfns: PageRange) -> None:
-        """Forgets what is marked as poisoned there, which a punched hole does not."""
+        """Forgets which pages are poisoned there, which a punched hole does not."""
         self._advise(self.address_of(gfns.start), gfns.page_count << PAGE_SHIFT, _MADV_DONTNEED)
 
     def close(self) -> None:
