@@ -297,6 +297,7 @@ def test_overlapping_takers_lose_nothing(domain: KvmDomain, owner_fd: int, guest
     lease, backing = lend(domain, owner_fd)
     os.pwrite(owner_fd, bytes(PAGE_SIZE), 0)
     run = guest.start(COUNT, rdi=WINDOW)
+    wait_until(lambda: lease.pages[0] == DIRTY, "the guest counts")
     takings: list[Callable[[], object]] = [
         lambda: domain.revoke(lease),
         lambda: domain.revoke(lease, PageRange(0, 1)),
