@@ -10,8 +10,10 @@ import os
 import socket
 from collections import deque
 from collections.abc import Iterable
+from typing import Protocol
 
 from waylend.errors import PeerError
+from waylend.relay.loop import EPOLLIN, Handler, Loop
 from waylend.wire.codec import MAX_MESSAGE_BYTES
 
 RECEIVE_BYTES = 1 << 16
@@ -37,10 +39,36 @@ class ReceiveBuffer:
         self.whole = (self.octets[:RECEIVE_BYTES],)
 
 
+class End(Protocol):
+    """What a session needs of each of its sides. ``Endpoint`` is one on a socket; a channel has others.
+
+    ``rest`` is the beginning of a message whose end has not arrived, kept by the session; ``queued_bytes`` is what waits
+    to be sent.
+    """
+
+    rest: bytes
+    queued_bytes: int
+
+    def join(self, loop: Loop, handler: Handler) -> None:
+        """From now on ``handler(events)`` is called when there is something to receive (EPOLLIN)."""
+
+    def watch(self, mask: int) -> None:
+        """What to call the handler for: EPOLLIN, and EPOLLOUT when more can be sent."""
+
+    def leave(self) -> None:
+        """Calls the handler no more."""
+
+    def receive(self, buffer: ReceiveBuffer) -> tuple[int, list[int] | None]: ...
+    def send(self, octets: memoryview, fds: list[int] | None = None) -> None: ...
+    def flush(self) -> bool: ...
+    def drop_queue(self) -> None: ...
+    def close(self) -> None: ...
+
+
 class Endpoint:
     """``rest`` is the beginning of a message whose end has not arrived; ``queued_bytes`` is what waits to be sent."""
 
-    __slots__ = ("_closed", "_queue", "fd", "queued_bytes", "rest", "sock", "writable")
+    __slots__ = ("_closed", "_loop", "_queue", "fd", "queued_bytes", "rest", "sock", "writable")
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -50,7 +78,24 @@ class Endpoint:
         self.queued_bytes = 0
         self.writable = True
         self._queue: deque[tuple[memoryview, list[int]]] = deque()
+        self._loop: Loop | None = None
         self._closed = False
+
+    def join(self, loop: Loop, handler: Handler) -> None:
+        """See ``End``."""
+        self._loop = loop
+        loop.add(self.fd, EPOLLIN, handler)
+
+    def watch(self, mask: int) -> None:
+        """See ``End``."""
+        if self._loop is not None:
+            self._loop.modify(self.fd, mask)
+
+    def leave(self) -> None:
+        """See ``End``."""
+        if self._loop is not None:
+            self._loop.remove(self.fd)
+            self._loop = None
 
     def receive(self, buffer: ReceiveBuffer) -> tuple[int, list[int] | None]:
         """Reads once, behind ``rest``. Returns how many bytes are in the buffer now and the fds that came, or None.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from waylend.domain.base import Domain
 from waylend.errors import LimitExceeded, ProtocolError
 from waylend.policy import Policy
-from waylend.relay.endpoint import Endpoint, ReceiveBuffer
+from waylend.relay.endpoint import End, Endpoint, ReceiveBuffer
 from waylend.relay.events import Event
 from waylend.relay.interpose import Interposer
 from waylend.relay.interpose.lent_files import FileLender, LentFiles
@@ -19,7 +19,7 @@ from waylend.relay.interpose.registry import GlobalFilter, Registry
 from waylend.relay.interpose.shm import Shm
 from waylend.relay.interpose.toplevel import Toplevel
 from waylend.relay.loop import EPOLLIN, EPOLLOUT, Loop
-from waylend.relay.session import Session, Trace, error_event
+from waylend.relay.session import Session, Trace, credentials_of, error_event
 from waylend.wire.objects import DISPLAY_ID, Catalogue
 from waylend.wire.spec import InterfaceSpec
 
@@ -33,14 +33,29 @@ _ACCEPT_PAUSE_S = 0.1
 # How long a peer may take to read its last words before its connection is closed.
 _LINGER_S = 1.0
 
-INTERPOSERS: tuple[type[Interposer], ...] = (Registry, LentFiles, Shm, Toplevel)
+#: Makes a session's interposers. Their types are what ``Relay`` is told beside it.
+MakeInterposers = Callable[[Session], Iterable[Interposer]]
+
+
+def for_local_guests(
+    tables: Mapping[str, InterfaceSpec], policy: Policy, domain: Domain
+) -> tuple[tuple[type[Interposer], ...], MakeInterposers]:
+    """The interposers between a local client and the compositor."""
+    global_filter = GlobalFilter(tables, policy)
+    lender = FileLender(domain)
+
+    def make(session: Session) -> Iterable[Interposer]:
+        return Registry(session, global_filter), LentFiles(session, lender), Shm(session), Toplevel(session)
+
+    return (Registry, LentFiles, Shm, Toplevel), make
 
 
 class Relay:
     """Runs in the thread of its loop. From other threads: only ``loop.call`` and ``loop.stop``.
 
-    ``connect`` makes a new connection to the compositor, non-blocking, and may raise OSError. ``observer`` is called in the
-    loop's thread with each Event.
+    ``connect`` makes a new connection to the compositor, non-blocking, and may raise OSError. ``interposers`` are the types,
+    and what makes them for a session; by default those for local guests, whose leases are of ``domain``. ``observer`` is
+    called in the loop's thread with each Event.
     """
 
     def __init__(
@@ -49,8 +64,9 @@ class Relay:
         *,
         tables: Mapping[str, InterfaceSpec],
         policy: Policy,
-        domain: Domain,
-        connect: Callable[[], socket.socket],
+        connect: Callable[[], socket.socket | End],
+        domain: Domain | None = None,
+        interposers: tuple[tuple[type[Interposer], ...], MakeInterposers] | None = None,
         observer: Callable[[Event], None] | None = None,
         trace: Trace | None = None,
     ) -> None:
@@ -58,18 +74,20 @@ class Relay:
         self.policy = policy
         self.trace = trace
         self.buffer = ReceiveBuffer()
+        if interposers is None:
+            assert domain is not None
+            interposers = for_local_guests(tables, policy, domain)
+        types, self.interposers_for = interposers
         self.catalogue = Catalogue(
             tables,
-            interposed_requests={name for interposer in INTERPOSERS for name in interposer.REQUESTS},
-            interposed_events={name for interposer in INTERPOSERS for name in interposer.EVENTS},
+            interposed_requests={name for interposer in types for name in interposer.REQUESTS},
+            interposed_events={name for interposer in types for name in interposer.EVENTS},
             closer_look_at_all=trace is not None,
         )
         self.sessions: dict[int, Session] = {}
         self._connect = connect
         self._observer = observer
         self._leaving: set[Endpoint] = set()
-        self._filter = GlobalFilter(tables, policy)
-        self._lender = FileLender(domain)
         self._session_ids = itertools.count(1)
         self._listening: list[socket.socket] = []
         self._closed = False
@@ -95,15 +113,20 @@ class Relay:
         if listening in self._listening:
             self.loop.modify(listening.fileno(), EPOLLIN)
 
-    def take_in(self, client: socket.socket) -> None:
+    def take_in(self, client: socket.socket | End) -> None:
         """Begins a session for a connected client, and owns its socket."""
         limit = self.policy.limits.clients
+        if isinstance(client, socket.socket):
+            credentials = credentials_of(client)
+            client = Endpoint(client)
+        else:
+            credentials = (0, 0)
         if len(self.sessions) >= limit:
             self._turn_away(client, f"wl_display#1: {limit} clients are here already (limit clients = {limit})")
             return
-        self._connect_for(client, _CONNECT_DEADLINE_S)
+        self._connect_for(client, credentials, _CONNECT_DEADLINE_S)
 
-    def _connect_for(self, client: socket.socket, deadline_s: float) -> None:
+    def _connect_for(self, client: End, credentials: tuple[int, int], deadline_s: float) -> None:
         if self._closed:
             client.close()
             return
@@ -113,24 +136,24 @@ class Relay:
             if deadline_s <= 0:
                 self._turn_away(client, "wl_display#1: the compositor takes no connections")
                 return
-            self.loop.call_later(_CONNECT_RETRY_S, lambda: self._connect_for(client, deadline_s - _CONNECT_RETRY_S))
+            self.loop.call_later(
+                _CONNECT_RETRY_S, lambda: self._connect_for(client, credentials, deadline_s - _CONNECT_RETRY_S)
+            )
             return
         except OSError as error:
             logger.info("can't connect to the compositor: %s", error.strerror)
             client.close()
             return
         session_id = next(self._session_ids)
-        self.sessions[session_id] = Session(self, session_id, client, compositor)
+        if isinstance(compositor, socket.socket):
+            compositor = Endpoint(compositor)
+        self.sessions[session_id] = Session(self, session_id, client, compositor, credentials)
 
-    def _turn_away(self, client: socket.socket, why: str) -> None:
-        endpoint = Endpoint(client)
+    def _turn_away(self, endpoint: End, why: str) -> None:
         error = LimitExceeded(DISPLAY_ID, ProtocolError.NO_MEMORY, why)
         logger.info("a client was turned away: %s", error)
         endpoint.send(memoryview(error_event(self.catalogue.display, error)))
         self.send_last_words(endpoint)
-
-    def interposers_for(self, session: Session) -> Iterable[Interposer]:
-        return (Registry(session, self._filter), LentFiles(session, self._lender), Shm(session), Toplevel(session))
 
     def emit(self, event: Event) -> None:
         if self._observer is not None:
@@ -139,26 +162,28 @@ class Relay:
     def session_ended(self, session: Session) -> None:
         del self.sessions[session.session_id]
 
-    def send_last_words(self, endpoint: Endpoint) -> None:
+    def send_last_words(self, endpoint: End) -> None:
         """Closes an endpoint that is out of the loop, after it has taken what is queued, or the time for that is over."""
-        if endpoint.flush():
+        if endpoint.flush() or not isinstance(endpoint, Endpoint):
             endpoint.close()
             return
 
+        waiting = endpoint
+
         def close() -> None:
             deadline.cancel()
-            self._let_go(endpoint)
+            self._let_go(waiting)
 
         def on_event(_events: int) -> None:
             try:
-                if endpoint.flush():
+                if waiting.flush():
                     close()
             except OSError:
                 close()
 
         deadline = self.loop.call_later(_LINGER_S, close)
-        self._leaving.add(endpoint)
-        self.loop.add(endpoint.fd, EPOLLOUT, on_event)
+        self._leaving.add(waiting)
+        self.loop.add(waiting.fd, EPOLLOUT, on_event)
 
     def _let_go(self, endpoint: Endpoint) -> None:
         self._leaving.discard(endpoint)

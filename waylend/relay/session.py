@@ -12,7 +12,7 @@ from typing import Protocol
 
 from waylend.errors import LimitExceeded, PeerError, ProtocolError
 from waylend.policy import Policy
-from waylend.relay.endpoint import Endpoint, ReceiveBuffer, close_all
+from waylend.relay.endpoint import End, ReceiveBuffer, close_all
 from waylend.relay.events import Event, SessionEnded, SessionOpened
 from waylend.relay.interpose import Hook, Interposer
 from waylend.relay.loop import EPOLLIN, EPOLLOUT, Loop
@@ -36,14 +36,24 @@ class Surroundings(Protocol):
 
     def interposers_for(self, session: Session) -> Iterable[Interposer]: ...
     def emit(self, event: Event) -> None: ...
-    def send_last_words(self, endpoint: Endpoint) -> None: ...
+    def send_last_words(self, endpoint: End) -> None: ...
     def session_ended(self, session: Session) -> None: ...
 
 
 class Session:
-    """Owns both sockets and every fd in transit. After ``end`` nothing of it is left but last words on their way out."""
+    """Owns both ends and every fd in transit. After ``end`` nothing of it is left but last words on their way out.
 
-    def __init__(self, relay: Surroundings, session_id: int, client: socket.socket, compositor: socket.socket) -> None:
+    While it is *held* (a request waits for what an interposer doesn't have yet) the client isn't read.
+    """
+
+    def __init__(
+        self,
+        relay: Surroundings,
+        session_id: int,
+        client: End,
+        compositor: End,
+        credentials: tuple[int, int] = (0, 0),
+    ) -> None:
         self.session_id = session_id
         self.policy = relay.policy
         self.objects = ObjectMap(relay.catalogue)
@@ -54,8 +64,9 @@ class Session:
         self._limit_objects = relay.policy.limits.objects_per_client
         self._ended = False
         self.emit = relay.emit
-        self.client = Endpoint(client)
-        self.compositor = Endpoint(compositor)
+        self._held = False
+        self.client = client
+        self.compositor = compositor
         self._interposers = tuple(relay.interposers_for(self))
         request_hooks, event_hooks = hooks_of(self._interposers)
         trace = relay.trace
@@ -70,10 +81,9 @@ class Session:
             event_hooks,
             trace=None if trace is None else lambda message: trace(session_id, False, message),
         )
-        self._loop.add(self.client.fd, EPOLLIN, self._on_client)
-        self._loop.add(self.compositor.fd, EPOLLIN, self._on_compositor)
-        pid, uid = credentials_of(client)
-        self.emit(SessionOpened(session_id, pid, uid))
+        self.emit(SessionOpened(session_id, *credentials))
+        self.client.join(self._loop, self._on_client)
+        self.compositor.join(self._loop, self._on_compositor)
 
     # The data path
 
@@ -91,13 +101,17 @@ class Session:
         if events & ~EPOLLOUT:
             self._pump(self.compositor, self.client, self._events)
 
-    def _pump(self, source: Endpoint, target: Endpoint, scanner: Scanner[int]) -> None:
-        """One receive, one scan, one send."""
+    def _pump(self, source: End, target: End, scanner: Scanner[int], *, again: bool = False) -> None:
+        """One receive, one scan, one send; ``again`` scans what a hold has left, without receiving."""
         if self._ended:
             return
         buffer = self._buffer
         try:
-            count, fds = source.receive(buffer)
+            if again:
+                count, fds = len(source.rest), None
+                buffer.octets[:count] = source.rest
+            else:
+                count, fds = source.receive(buffer)
             if fds:
                 scanner.unclaimed.extend(fds)
             if not count:
@@ -130,20 +144,29 @@ class Session:
                 target.send(chunk, claimed)
             else:
                 target.send(chunk)
-        if target.queued_bytes:
+        if scanner.waits:
+            scanner.waits = False
+            self._held = True
             self._watch()
+        elif target.queued_bytes:
+            self._watch()
+
+    def resume(self) -> None:
+        """What a request of the client was held for is there. Nothing happens if none is held."""
+        if self._held and not self._ended:
+            self._held = False
+            self._pump(self.client, self.compositor, self._requests, again=True)
+            if not self._ended:
+                self._watch()
 
     def _watch(self) -> None:
         """Reads a side only while the other takes what it says, so that one who doesn't read can't make us grow."""
         client, compositor = self.client, self.compositor
         limit = self._limit_bytes
-        self._loop.modify(
-            client.fd,
-            (EPOLLIN if compositor.queued_bytes <= limit else 0) | (EPOLLOUT if client.queued_bytes else 0),
-        )
-        self._loop.modify(
-            compositor.fd,
-            (EPOLLIN if client.queued_bytes <= limit else 0) | (EPOLLOUT if compositor.queued_bytes else 0),
+        reads_client = compositor.queued_bytes <= limit and not self._held
+        client.watch((EPOLLIN if reads_client else 0) | (EPOLLOUT if client.queued_bytes else 0))
+        compositor.watch(
+            (EPOLLIN if client.queued_bytes <= limit else 0) | (EPOLLOUT if compositor.queued_bytes else 0)
         )
 
     # The end
@@ -155,7 +178,7 @@ class Session:
             f"wl_display#1: {len(self.objects)} objects are too many (limit objects_per_client = {self._limit_objects})",
         )
 
-    def _hung_up(self, source: Endpoint, why: str) -> None:
+    def _hung_up(self, source: End, why: str) -> None:
         if source is self.client:
             self.end(why and f"client connection: {why}")
         else:
@@ -179,7 +202,7 @@ class Session:
             close_all(scanner.unclaimed)
             close_all(scanner.claimed)
         for endpoint in (self.client, self.compositor):
-            self._loop.remove(endpoint.fd)
+            endpoint.leave()
             self._relay.send_last_words(endpoint)
         self.emit(SessionEnded(self.session_id, reason))
         self._relay.session_ended(self)

@@ -47,6 +47,10 @@ class Message(Generic[Fd]):
 Hook = Callable[[Message[Fd]], bytes | None]
 
 
+class NotYet(Exception):
+    """Raised by a hook that can't say yet what becomes of its message, which has no fds and stays where it is."""
+
+
 class Edit(NamedTuple):
     """Words ``start`` .. ``end`` of the chunk are to be replaced by ``replacement``."""
 
@@ -74,6 +78,8 @@ class Scanner(Generic[Fd]):
         self.max_unclaimed_fds = max_unclaimed_fds
         self.edits: list[Edit] = []
         self.claimed: list[Fd] = []
+        #: The last pass stopped at a message whose hook raised NotYet; who sees to it resets it.
+        self.waits = False
         self.unclaimed: deque[Fd] = deque()
 
     def scan(self, words: memoryview, octets: memoryview, word_count: int) -> int:
@@ -123,6 +129,10 @@ class Scanner(Generic[Fd]):
                     self.edits.append(Edit(start, end, replacement))
             if changes_objects:
                 self._apply(message, kind)
+        except NotYet:
+            assert not fds
+            self.waits = True
+            return -1
         except Malformed as error:
             raise self._broken(object_id, spec, f"{error}") from None
         finally:

@@ -40,7 +40,8 @@ class Tables(Mapping[str, InterfaceSpec]):
         self._specs = dict(sorted(specs.items()))
         self.origins: Mapping[str, str] = MappingProxyType(dict(origins))
         created = {arg.interface for spec in specs.values() for arg in _arguments(spec) if arg.type is ArgType.NEW_ID}
-        self.globals = frozenset(specs) - created - {"wl_display"}
+        # Object 1 of a compositor's connection, and of a channel between two halves of waylend.
+        self.globals = frozenset(specs) - created - {"wl_display", "waylend_channel_v1"}
 
     def __getitem__(self, name: str) -> InterfaceSpec:
         return self._specs[name]

@@ -11,9 +11,9 @@ from typing import ClassVar, Protocol
 from waylend.policy import Policy
 from waylend.relay.events import Event
 from waylend.wire.objects import ObjectMap
-from waylend.wire.scan import Hook, Message
+from waylend.wire.scan import Hook, Message, NotYet
 
-__all__ = ["Client", "FdMessage", "Hook", "Interposer"]
+__all__ = ["Client", "FdMessage", "Hook", "Interposer", "NotYet"]
 
 FdMessage = Message[int]
 
@@ -27,6 +27,9 @@ class Client(Protocol):
 
     def emit(self, event: Event) -> None:
         """Tells the relay's observer."""
+
+    def resume(self) -> None:
+        """A hook has raised NotYet, and now it can say: its message and all behind it are looked at again."""
 
 
 class Interposer:

@@ -1,0 +1,317 @@
+"""One client's connection as it crosses the channel: what a relay's session has where a socket is otherwise.
+
+To its session it is an endpoint like another: bytes come and go, and descriptors with them. Here the descriptors become
+attachments and come out of attachments: the writing end of a pipe is a stream, and what else a message may carry is what
+the half says (``Attachments``).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+from waylend.channel.link import EPOLLIN, EPOLLOUT, Link, Loop
+from waylend.channel.messages import CONNECTION_WINDOW_BYTES, MAX_CONTENT_BYTES, Sender, Spoken
+from waylend.channel.streams import Sink, Source, Stream
+from waylend.errors import ChannelError, PeerError
+from waylend.wire.codec import encode
+from waylend.wire.tables import load_tables
+
+logger = logging.getLogger(__name__)
+
+_BYTE_ORDER: Literal["little", "big"] = sys.byteorder
+_CREDIT_BYTES = CONNECTION_WINDOW_BYTES // 4
+#: A session sends what one receive brought, and stops receiving when this much is left of its credit.
+_RESERVE_BYTES = 1 << 18
+#: Descriptors that may come before the bytes that they belong to.
+_MAX_ATTACHMENTS = 28
+#: Pipes of one link that may be open at a time: each is a descriptor, which a guest must not use up.
+MAX_STREAMS = 1024
+#: More than any limit that a session compares with.
+_FULL = 1 << 62
+
+
+class Room(Protocol):
+    """Where a receive puts what has come."""
+
+    octets: memoryview
+
+
+class Attachments(Protocol):
+    """What a half does with attachments that are no streams. All raise PeerError."""
+
+    def attach(self, connection: Connection, fd: int) -> bool:
+        """Sends the attachment that stands for ``fd``, which is no pipe; False if there is none. ``fd`` stays its owner's."""
+
+    def open_aperture(self, connection: Connection) -> int:
+        """A descriptor for ``attach_aperture``."""
+
+    def open_file(self, connection: Connection, lease: int, gfn: int, size_bytes: int) -> int:
+        """A descriptor for ``attach_file``."""
+
+    def lease_asked(self, connection: Connection, object_id: int, page_count: int) -> None:
+        """For ``lease``: the object id is checked, and new."""
+
+    def connection_over(self, connection: Connection) -> None:
+        """The session has closed it."""
+
+
+class Connection(Spoken):
+    """``rest`` is the session's; ``queued_bytes`` is 0 while there is credit to spare.
+
+    Life: open until ``close`` (the session's) and ``end`` (the other half's) have both been; bytes that arrived before
+    the other half's end are still received after it.
+    """
+
+    interface = "waylend_connection_v1"
+
+    def __init__(self, link: Link, object_id: int, attachments: Attachments) -> None:
+        super().__init__(link, object_id)
+        self.rest = b""
+        self.queued_bytes = 0
+        self.end_reason = ""
+        self._link = link
+        self._attachments = attachments
+        self._handler: Callable[[int], None] | None = None
+        self._mask = EPOLLIN
+        self._inbox: deque[tuple[bytes, list[int]]] = deque()
+        self._arrived_fds: list[int] = []
+        self._inbox_bytes = 0
+        self._taken_bytes = 0  # of what came: no longer in the inbox, credit not given yet
+        self._on_way_bytes = 0
+        self._their_end = False
+        self._closed = False
+        self._failure: PeerError | None = None
+        link.add(self)
+
+    # The session's side: what an endpoint has
+
+    def join(self, _loop: Loop, handler: Callable[[int], None]) -> None:
+        """``handler(events)`` is called when there is something to receive, and when it can send again."""
+        self._handler = handler
+        if self._inbox or self._their_end:
+            self._link.loop.call_later(0.0, self._deliver)
+
+    def leave(self) -> None:
+        self._handler = None
+
+    def watch(self, mask: int) -> None:
+        resumed = mask & EPOLLIN and not self._mask & EPOLLIN
+        self._mask = mask
+        if resumed and (self._inbox or self._their_end):
+            self._link.loop.call_later(0.0, self._deliver)
+
+    def _deliver(self) -> None:
+        while self._handler is not None and self._mask & EPOLLIN and (self._inbox or self._their_end or self._failure):
+            self._handler(EPOLLIN)
+
+    def receive(self, buffer: Room) -> tuple[int, list[int] | None]:
+        """See ``Endpoint.receive``. Raises BlockingIOError, PeerError."""
+        if not self._inbox:
+            if self._failure is not None:
+                raise self._failure
+            if self._their_end or self._link.closed:
+                return 0, None
+            raise BlockingIOError
+        content, fds = self._inbox.popleft()
+        start, count = len(self.rest), len(content)
+        buffer.octets[:start] = self.rest
+        buffer.octets[start : start + count] = content
+        self._inbox_bytes -= count
+        self._taken_bytes += count
+        if self._taken_bytes >= _CREDIT_BYTES:
+            self.tell("credit", self._taken_bytes)
+            self._taken_bytes = 0
+        return start + count, fds or None
+
+    def send(self, octets: memoryview, fds: list[int] | None = None) -> None:
+        """Owns ``fds`` from now on. One that can't go to the other half ends the session: its next receive says why."""
+        if fds:
+            self._attach_all(fds)
+        if self._closed or self._their_end:
+            return
+        self._on_way_bytes += len(octets)
+        while len(octets) > MAX_CONTENT_BYTES:
+            self.link.send_array(self.outbox, self.object_id, octets[:MAX_CONTENT_BYTES])
+            octets = octets[MAX_CONTENT_BYTES:]
+        self.link.send_array(self.outbox, self.object_id, octets)
+        if self._on_way_bytes > CONNECTION_WINDOW_BYTES - _RESERVE_BYTES:
+            self.queued_bytes = _FULL
+
+    def _attach_all(self, fds: list[int]) -> None:
+        left = deque(fds)
+        try:
+            while left:
+                if self._closed or self._their_end:
+                    return
+                if self._attachments.attach(self, left[0]):
+                    os.close(left.popleft())
+                else:
+                    self._attach_stream(left.popleft())
+        finally:
+            for fd in left:
+                os.close(fd)
+
+    def _attach_stream(self, fd: int) -> None:
+        """Owns ``fd``."""
+        object_id = self._link.new_id()
+        try:
+            stream = Sink(self._link, object_id, fd, self._stream_over)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                self._fail(PeerError(f"a file descriptor that can't go to another machine: {error.strerror}"))
+                return
+            # Nobody reads that pipe any more. The message goes on, and whoever writes learns it at once.
+            self.tell("attach_stream", object_id)
+            self.link.send(self.outbox, _reset(self.link, object_id))
+            return
+        self._link.streams.add(stream)
+        self.tell("attach_stream", object_id)
+
+    def _stream_over(self, stream: Stream) -> None:
+        self._link.streams.discard(stream)
+
+    def flush(self) -> bool:
+        """What is queued is the link's business, which sends it in its turn."""
+        return True
+
+    def drop_queue(self) -> None:
+        """The other half is to get no more of it; what is on its way can't be called back."""
+
+    def close(self) -> None:
+        """The session is over. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._handler = None
+        for _, fds in self._inbox:
+            _close_all(fds)
+        _close_all(self._arrived_fds)
+        self._inbox.clear()
+        self._arrived_fds.clear()
+        if not self._link.closed:
+            self.tell("end", self.end_reason.encode(errors="replace")[:1024].replace(b"\0", b"?"))
+            if self._their_end:
+                self._link.remove(self.object_id)
+        self._attachments.connection_over(self)
+
+    # The other half's side
+
+    def handle(self, opcode: int, body: memoryview) -> None:
+        if opcode:
+            super().handle(opcode, body)
+            return
+        length = len(body)
+        size = int.from_bytes(body[:4], _BYTE_ORDER)
+        if length < 8 or size != length - 4:  # whole words always, so there is no padding
+            raise ChannelError(f"{self}.bytes: {size} bytes in a message of {length}")
+        if self._their_end:
+            raise ChannelError(f"{self}: bytes after the end")
+        if self._closed:
+            return
+        self._inbox_bytes += size
+        if self._inbox_bytes + self._taken_bytes > CONNECTION_WINDOW_BYTES:
+            raise ChannelError(f"{self}: more bytes than it has credit for")
+        fds = self._arrived_fds
+        if fds:
+            self._arrived_fds = []
+        self._inbox.append((bytes(body[4:]), fds))
+        handler = self._handler
+        if handler is not None and self._mask & EPOLLIN:
+            handler(EPOLLIN)
+
+    def on_credit(self, byte_count: int) -> None:
+        self._on_way_bytes -= byte_count
+        if self._on_way_bytes < 0:
+            raise ChannelError(f"{self}: more credit than can be due")
+        if self.queued_bytes and self._on_way_bytes <= CONNECTION_WINDOW_BYTES - _RESERVE_BYTES:
+            self.queued_bytes = 0
+            if self._handler is not None:
+                self._handler(EPOLLOUT)
+
+    def on_attach_stream(self, object_id: int) -> None:
+        self._link.check_new_id(object_id)
+        if len(self._link.streams) >= MAX_STREAMS:
+            self._refuse_stream(object_id, f"{MAX_STREAMS} pipes are open already")
+            return
+        try:
+            stream = Source(self._link, object_id, self._stream_over)
+        except OSError as error:
+            self._refuse_stream(object_id, f"can't make a pipe: {error.strerror}")
+            return
+        self._link.streams.add(stream)
+        self._arrived(stream.take_writing_end())
+
+    def _refuse_stream(self, object_id: int, why: str) -> None:
+        self.link.send(self.outbox, _reset(self.link, object_id))
+        self._fail(PeerError(why))
+
+    def on_attach_aperture(self) -> None:
+        self._arrive(lambda: self._attachments.open_aperture(self))
+
+    def on_attach_file(self, lease: int, gfn: int, size_bytes: int) -> None:
+        self._arrive(lambda: self._attachments.open_file(self, lease, gfn, size_bytes))
+
+    def _arrive(self, open_fd: Callable[[], int]) -> None:
+        if self._closed or self._failure is not None:
+            return
+        try:
+            fd = open_fd()
+        except OSError as error:
+            self._fail(PeerError(f"an attachment can't be opened: {error.strerror}"))
+        except PeerError as error:
+            self._fail(error)
+        else:
+            self._arrived(fd)
+
+    def _arrived(self, fd: int) -> None:
+        if self._closed or self._their_end or self._failure is not None:
+            os.close(fd)
+            return
+        self._arrived_fds.append(fd)
+        if len(self._arrived_fds) > _MAX_ATTACHMENTS:
+            self._fail(PeerError(f"{len(self._arrived_fds)} attachments came with no message for them"))
+
+    def _fail(self, error: PeerError) -> None:
+        """Ends this client's connection, and none else: its session finds ``error`` when it receives."""
+        if self._failure is None and not self._closed:
+            self._failure = error
+            self._link.loop.call_later(0.0, self._deliver)
+
+    def on_lease(self, object_id: int, page_count: int) -> None:
+        self._link.check_new_id(object_id)
+        self._attachments.lease_asked(self, object_id, page_count)
+
+    def on_end(self, reason: bytes) -> None:
+        if self._their_end:
+            raise ChannelError(f"{self}: a second end")
+        self._their_end = True
+        self.end_reason = reason.decode(errors="replace")
+        if self._closed:
+            self._link.remove(self.object_id)
+        else:
+            self._deliver()
+
+    def link_closed(self) -> None:
+        """The channel is over: the session finds an end of file, behind what has arrived."""
+        self._their_end = True
+        self._mask |= EPOLLIN
+        self._deliver()
+
+
+def _reset(link: Sender, object_id: int) -> bytes:
+    """``waylend_stream_v1.reset`` of a stream that this side never had."""
+    spec = (load_tables()["waylend_stream_v1"].events if link.is_host else load_tables()["waylend_stream_v1"].requests)[
+        3
+    ]
+    return encode(spec, object_id, ())[0]
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)

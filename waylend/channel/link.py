@@ -1,0 +1,298 @@
+"""A link: one channel over one byte stream. Bytes to messages and back, which objects there are, whose turn it is.
+
+It lives in one epoll loop, with everything on it. What the messages mean is their objects' business (``connection``,
+``streams``, and the two halves); here is the beginning (hello), the end, and the pulse (ping).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from waylend.channel.messages import CHANNEL_ID, HOST_IDS_START, Outbox, Spoken
+from waylend.errors import ChannelError
+
+logger = logging.getLogger(__name__)
+
+EPOLLIN = select.EPOLLIN
+EPOLLOUT = select.EPOLLOUT
+
+_HEAD = struct.Struct("=II")
+#: The head of a message whose only argument is an array: object, size and opcode, the array's length.
+_ARRAY_HEAD = struct.Struct("=III")
+_RECEIVE_BYTES = 1 << 18
+_HEADER_BYTES = 8
+_LAST_ID = 0xFFFFFFFF
+_PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
+#: How often a half that has heard nothing asks whether the other is there.
+_PULSE_S = 5.0
+
+
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
+class Loop(Protocol):
+    """What a link needs of the epoll loop that it lives in."""
+
+    def add(self, fd: int, mask: int, handler: Callable[[int], None]) -> None: ...
+    def modify(self, fd: int, mask: int) -> None: ...
+    def remove(self, fd: int) -> None: ...
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> Timer: ...
+
+
+class Link:
+    """Owns the stream's descriptor. ``on_end(why)`` is called once, when the link is over by the other's doing.
+
+    Invariants: an object is in ``objects`` until both halves know that it is gone, or its id says that it was there; a
+    message is sent whole before the next begins; an outbox with messages waiting takes turns.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        fd: int,
+        *,
+        is_host: bool,
+        on_end: Callable[[str], None],
+        silence_s: float = 0.0,
+    ) -> None:
+        os.set_blocking(fd, False)
+        self.loop = loop
+        self.is_host = is_host
+        self.closed = False
+        self.objects: dict[int, Spoken] = {}
+        #: Open pipes: they outlive the connections that they came with.
+        self.streams: set[Spoken] = set()
+        self._fd = fd
+        self._on_end = on_end
+        self._silence_s = silence_s
+        self._memory = bytearray(_RECEIVE_BYTES)
+        self._octets = memoryview(self._memory)
+        self._have_bytes = 0
+        self._unsent = memoryview(b"")
+        self._turns: deque[Outbox] = deque()
+        self._last_id = HOST_IDS_START - 1 if is_host else CHANNEL_ID
+        self._last_theirs = CHANNEL_ID  # of the guest half's ids, which only rise
+        self._silent_s = 0.0
+        self._pulse: Timer | None = None
+        self._pings = 0
+        loop.add(fd, EPOLLIN, self._on_events)
+
+    # Objects
+
+    def new_id(self) -> int:
+        """An id for an object that this half makes. Raises ChannelError when they are used up."""
+        first, last = (HOST_IDS_START, _LAST_ID) if self.is_host else (CHANNEL_ID + 1, HOST_IDS_START - 1)
+        if self.is_host:
+            for _ in range(_LAST_ID - HOST_IDS_START):
+                self._last_id = first if self._last_id == last else self._last_id + 1
+                if self._last_id not in self.objects:
+                    return self._last_id
+        elif self._last_id < last:
+            self._last_id += 1
+            return self._last_id
+        raise ChannelError("no object ids are left")
+
+    def check_new_id(self, object_id: int) -> None:
+        """The other half makes an object. Raises ChannelError for an id that it may not give now."""
+        if self.is_host:
+            if not self._last_theirs < object_id < HOST_IDS_START:
+                raise ChannelError(f"new id {object_id} is not above {self._last_theirs}, the last")
+            self._last_theirs = object_id
+        elif object_id < HOST_IDS_START or object_id in self.objects:
+            raise ChannelError(f"new id {object_id} is taken or not the host half's")
+
+    def add(self, spoken: Spoken) -> None:
+        self.objects[spoken.object_id] = spoken
+
+    def remove(self, object_id: int) -> None:
+        """The object is gone; what it has in its outbox is still sent."""
+        self.objects.pop(object_id, None)
+
+    def forget_all(self) -> None:
+        """The guest half began anew: nothing of the old one means anything, and nothing of it is sent any more.
+
+        What has been sent in part is sent to its end.
+        """
+        for outbox in self._turns:
+            outbox.waiting.clear()
+            outbox.taking_turns = False
+        self._turns.clear()
+        self.objects = {CHANNEL_ID: self.objects[CHANNEL_ID]}
+        self._last_theirs = CHANNEL_ID
+
+    # Receiving
+
+    def _on_events(self, events: int) -> None:
+        if events & EPOLLOUT and not self.closed:
+            self._send_more()
+        if events & ~EPOLLOUT and not self.closed:
+            self._receive()
+
+    def _receive(self) -> None:
+        have = self._have_bytes
+        try:
+            count = os.readv(self._fd, [self._octets[have:]])
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.fail(error.strerror or f"{error}")
+            return
+        if not count:
+            self.fail("the other half has gone")
+            return
+        self._silent_s = 0.0
+        try:
+            rest = self._handle(have + count)
+        except ChannelError as error:
+            self.fail(f"{error}", tell=True)
+            return
+        if rest:
+            self._octets[:rest] = bytes(self._octets[have + count - rest : have + count])
+        self._have_bytes = rest
+
+    def _handle(self, have: int) -> int:
+        """Has all whole messages of the first ``have`` bytes handled; returns how many bytes are left over."""
+        octets = self._octets
+        at = 0
+        while have - at >= _HEADER_BYTES:
+            object_id, word = _HEAD.unpack_from(octets, at)
+            if not object_id:
+                at += 4
+                continue
+            size_bytes = word >> 16
+            if size_bytes < _HEADER_BYTES or size_bytes % 4:
+                raise ChannelError(f"a message of {size_bytes} bytes: that is not waylend's channel")
+            if have - at < size_bytes:
+                break
+            spoken = self.objects.get(object_id)
+            if spoken is not None:
+                spoken.handle(word & 0xFFFF, octets[at + _HEADER_BYTES : at + size_bytes])
+                if self.closed:
+                    return 0
+            elif not self._was_there(object_id):
+                raise ChannelError(f"a message to object {object_id}, which nobody made")
+            at += size_bytes
+        return have - at
+
+    def _was_there(self, object_id: int) -> bool:
+        if object_id >= HOST_IDS_START:
+            return True  # they are used in turn
+        return object_id <= (self._last_theirs if self.is_host else self._last_id)
+
+    # Sending
+
+    def send(self, source: Outbox, octets: bytes) -> None:
+        """Sends a whole message, at once where nothing waits, else in its source's turn."""
+        if self.closed:
+            return
+        if self._unsent or self._turns:
+            self._enqueue(source, octets)
+            return
+        try:
+            sent = os.write(self._fd, octets)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return  # the end of the stream is read soon, and says why
+        if sent < len(octets):
+            self._keep(memoryview(octets)[sent:])
+
+    def send_array(self, source: Outbox, object_id: int, content: memoryview) -> None:
+        """Sends message 0 of an object, whose only argument is an array; at most MAX_CONTENT_BYTES. The hot path."""
+        length = len(content)
+        padding = _PADDING[length & 3]
+        head = _ARRAY_HEAD.pack(object_id, (12 + length + len(padding)) << 16, length)
+        if self._unsent or self._turns or self.closed:
+            self.send(source, head + content + padding)
+            return
+        try:
+            sent = os.writev(self._fd, (head, content, padding) if padding else (head, content))
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return
+        if sent < 12 + length + len(padding):
+            self._keep(memoryview(b"".join((head, content, padding)))[sent:])
+
+    def _enqueue(self, source: Outbox, octets: bytes) -> None:
+        source.waiting.append(octets)
+        if not source.taking_turns:
+            source.taking_turns = True
+            self._turns.append(source)
+
+    def _keep(self, rest: memoryview) -> None:
+        self._unsent = rest
+        self.loop.modify(self._fd, EPOLLIN | EPOLLOUT)
+
+    def _send_more(self) -> None:
+        """What waits, a message of each source in turn, as far as the stream takes it."""
+        while True:
+            try:
+                while self._unsent:
+                    self._unsent = self._unsent[os.write(self._fd, self._unsent) :]
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.fail(error.strerror or f"{error}")
+                return
+            if not self._turns:
+                self.loop.modify(self._fd, EPOLLIN)
+                return
+            source = self._turns.popleft()
+            self._unsent = memoryview(source.waiting.popleft())
+            if source.waiting:
+                self._turns.append(source)
+            else:
+                source.taking_turns = False
+
+    # The pulse and the end
+
+    def begin_pulse(self, ping: Callable[[int], None]) -> None:
+        """From now on calls ``ping(serial)`` when nothing was heard for a while; after ``silence_s`` the link is over."""
+        if self._pulse is None and self._silence_s:
+            self._next_pulse(ping)
+
+    def _next_pulse(self, ping: Callable[[int], None]) -> None:
+        delay_s = min(_PULSE_S, self._silence_s / 3)
+
+        def beat() -> None:
+            if self.closed:
+                return
+            self._silent_s += delay_s
+            if self._silent_s > self._silence_s:
+                self.fail(f"nothing was heard for {self._silence_s:g} s")
+                return
+            if self._silent_s > delay_s:
+                self._pings = (self._pings + 1) & 0xFFFFFFFF
+                ping(self._pings)
+            self._next_pulse(ping)
+
+        self._pulse = self.loop.call_later(delay_s, beat)
+
+    def fail(self, why: str, *, tell: bool = False) -> None:
+        """The link is over. With ``tell`` a host half says why first, if the stream takes it at once."""
+        if self.closed:
+            return
+        logger.info("channel: %s", why)
+        if tell and self.is_host and not self._unsent:
+            self.objects[CHANNEL_ID].tell("error", why.encode(errors="replace")[:1024].replace(b"\0", b"?"))
+        self.close()
+        self._on_end(why)
+
+    def close(self) -> None:
+        """Idempotent. Says nothing to anybody."""
+        if not self.closed:
+            self.closed = True
+            if self._pulse is not None:
+                self._pulse.cancel()
+            self.loop.remove(self._fd)
+            os.close(self._fd)
+            self._turns.clear()
+            self.objects.clear()
