@@ -40,7 +40,7 @@ class Lent:
         self._whole = lease.size_bytes % PAGE_SIZE == 0
         #: Who is about to take pages of it, or doing so: its gfns aren't free before they are through.
         self.takers = 0
-        #: Held while dirty pages are on their way to the backing: nobody else may drop them, nor say that they are there.
+        #: Held while pages are dropped, and until dirty ones are in the backing: nobody else may say before that they have gone.
         #: Reentrant, for a backing that takes these very pages away when it is written to.
         self.taking_back = threading.RLock()
 
@@ -123,10 +123,11 @@ class Aperture:
         The guest loses all pages first, the backing is written to afterwards: a slow backing leaves it nothing in hand.
         """
         lease = lent.lease
-        if not lease.writable:
-            self._drop(lease, pages)
-            return
+        # Of two that punch one page at a time, the second finds it unmapped already, maybe before the TLBs are flushed.
         with lent.taking_back:
+            if not lease.writable:
+                self._drop(lease, pages)
+                return
             written: list[tuple[PageRange, bytes]] = []
             for stretch in _stretches(pages):
                 written += [(run, self.window.read(_gfns(lease, run))) for run in self._clean(lease, stretch)]
