@@ -136,6 +136,10 @@ class FdBorrower:
         """SIGSTOP: it neither faults nor answers nor dies."""
         self._process.send_signal(signal.SIGSTOP)
 
+    def wait(self) -> int:
+        """For its end by itself; the status."""
+        return self._process.wait(DEADLINE_S)
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait(DEADLINE_S)

@@ -23,7 +23,6 @@ import logging
 import os
 import queue
 import threading
-import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -33,6 +32,7 @@ from waylend.domain import fuse_wire as wire
 from waylend.domain import mounts
 from waylend.domain.base import DomainStats, LeaseStats, check_range
 from waylend.domain.fuse_server import FuseServer
+from waylend.domain.watchdog import Watchdog
 from waylend.errors import BackingLost, LeaseEnded, RevokeTimeout
 from waylend.lending.lease import (
     ABSENT,
@@ -146,7 +146,7 @@ class FuseDomain:
             thread_count=thread_count,
             read_ahead_pages=read_ahead_pages,
         )
-        self._watchdog = _Watchdog(name, self._cut_off)
+        self._watchdog = Watchdog(name, self._cut_off, connection=self._server.connection)
         self._retiring: queue.SimpleQueue[Lease | None] = queue.SimpleQueue()
         self._retirer = threading.Thread(target=self._retire, name=f"{name}-retirer", daemon=True)
         self._retirer.start()
@@ -682,66 +682,3 @@ def _serve_all(faults: list[Parked]) -> None:
 
 def _node_of(lease: Lease) -> int:
     return _FIRST_LEASE_NODE + lease.lease_id
-
-
-class _Armed:
-    """One deadline that the watchdog watches. ``missed`` once it has passed."""
-
-    __slots__ = ("deadline", "missed")
-
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-        self.missed = False
-
-
-class _Watchdog:
-    """Calls ``cut_off`` when an armed deadline passes. Arming costs no wake-up as a rule: the thread looks by itself."""
-
-    _LOOK_S = 0.05
-
-    def __init__(self, name: str, cut_off: Callable[[], None]) -> None:
-        self._cut_off = cut_off
-        self._armed: set[_Armed] = set()
-        self._wanted = threading.Event()
-        self._cutting = threading.Lock()
-        self._closed = False
-        self._thread = threading.Thread(target=self._watch, name=f"{name}-watchdog", daemon=True)
-        self._thread.start()
-
-    @contextmanager
-    def armed(self, deadline_s: float) -> Iterator[_Armed]:
-        armed = _Armed(time.monotonic() + deadline_s)
-        self._armed.add(armed)
-        if not self._wanted.is_set():
-            self._wanted.set()
-        try:
-            yield armed
-        finally:
-            self._armed.discard(armed)
-            if armed.missed:
-                with self._cutting:  # not before all is cut off
-                    pass
-
-    def close(self) -> None:
-        self._closed = True
-        self._wanted.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        quiet_looks = 0
-        while not self._closed:
-            self._wanted.wait()
-            time.sleep(self._LOOK_S)
-            armed = list(self._armed)
-            missed = [each for each in armed if time.monotonic() > each.deadline and not each.missed]
-            if missed:
-                with self._cutting:
-                    for each in missed:
-                        each.missed = True
-                    self._cut_off()
-            quiet_looks = 0 if armed else quiet_looks + 1
-            if quiet_looks > 20 and not self._closed:
-                self._wanted.clear()
-                quiet_looks = 0
-                if self._armed:  # armed in between
-                    self._wanted.set()

@@ -84,15 +84,15 @@ def attach(mount: FuseMount, path: str) -> None:
     )
 
 
-def abort(connection: int) -> None:
-    """Cuts connection number ``connection`` off: every request under way or to come fails. Raises OSError.
+def open_abort(connection: int) -> int:
+    """A descriptor that cuts connection number ``connection`` off when something is written to it. Raises OSError.
 
-    Through the file system fusectl where it is mounted, else through a detached mount of it (which needs root).
+    Of the file system fusectl where it is mounted, else of a detached mount of it (which needs root).
     """
     try:
         control = os.open("/sys/fs/fuse/connections", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fd = os.open(f"{connection}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
+            return os.open(f"{connection}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
         finally:
             os.close(control)
     except OSError:
@@ -103,9 +103,14 @@ def abort(connection: int) -> None:
         finally:
             os.close(context)
         try:
-            fd = os.open(f"{connection}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
+            return os.open(f"{connection}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
         finally:
             os.close(control)
+
+
+def abort(connection: int) -> None:
+    """Every request of the connection, under way or to come, fails. Raises OSError."""
+    fd = open_abort(connection)
     try:
         os.write(fd, b"1")
     finally:
