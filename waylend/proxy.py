@@ -6,44 +6,33 @@ async with serve(listen="wayland-9", policy=Policy(title_prefix="[work] ")) as p
 
 from __future__ import annotations
 
-import errno
 import functools
 import logging
 import os
-import resource
-import secrets
 import socket
-import tempfile
-import threading
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
-import anyio.abc
-import anyio.to_thread
 
-from waylend.control import ControlServer, control_dir
+from waylend.compositor import Compositor, keep_in_touch
+from waylend.control import ControlServer
 from waylend.domain.base import Domain
 from waylend.domain.fuse import FuseDomain
 from waylend.domain.memfd import MemfdDomain
-from waylend.errors import CompositorError, Unavailable, UsageError
-from waylend.hostlink import HostLink, host_link
+from waylend.errors import Unavailable, UsageError
 from waylend.lending.pages import page_count_of
 from waylend.policy import Policy
 from waylend.relay.events import Event
 from waylend.relay.loop import Loop
 from waylend.relay.relay import Relay
 from waylend.relay.session import Trace
-from waylend.relay.sockets import ListeningSocket, connector, socket_path
-from waylend.wire.spec import InterfaceSpec
+from waylend.running import called_in_this_thread, claim, make_room_for_fds, new_control_path, running, single_errors
 from waylend.wire.tables import load_tables
 
 logger = logging.getLogger(__name__)
-
-_LOOK_AGAIN_S = 0.2
 
 
 @dataclass
@@ -80,15 +69,11 @@ async def serve(
     Raises UsageError, and CompositorError when the compositor isn't there and ``once`` is set; otherwise waits for it.
     """
     policy = policy or Policy()
-    compositor = _Compositor(
-        host
-        if isinstance(host, socket.socket)
-        else socket_path(host or os.environ.get("WAYLAND_DISPLAY") or "wayland-0")
-    )
+    compositor = Compositor.named(host)
     tables = load_tables()
-    _make_room_for_fds()
-    async with _single_errors(), AsyncExitStack() as stack:
-        sockets, paths = _claim(stack, listen, socket_mode)
+    make_room_for_fds()
+    async with single_errors(), AsyncExitStack() as stack:
+        sockets, paths = claim(stack, listen, socket_mode)
         if compositor.path in paths:
             raise UsageError(f"{compositor.path} is the compositor's own socket: listen on another")
         domain = domain or local_domain(policy)
@@ -101,15 +86,15 @@ async def serve(
             policy=policy,
             domain=domain,
             connect=compositor.new_connection,
-            observer=await stack.enter_async_context(_called_in_this_thread(on_event)) if on_event else None,
+            observer=await stack.enter_async_context(called_in_this_thread(on_event)) if on_event else None,
             trace=trace,
         )
-        await stack.enter_async_context(_running(loop, relay))
+        await stack.enter_async_context(running(loop, relay.close))
         tasks = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(tasks.cancel_scope.cancel)
         if compositor.path:
-            await tasks.start(_keep_in_touch, compositor, proxy, tables, app_id, once)
-        proxy.control_path = Path(control) if isinstance(control, str) else _control_path() if control else None
+            await tasks.start(keep_in_touch, compositor, proxy.ended, tables, app_id, once)
+        proxy.control_path = Path(control) if isinstance(control, str) else new_control_path() if control else None
         if proxy.control_path:
             about = {
                 "pid": os.getpid(),
@@ -121,179 +106,6 @@ async def serve(
         for sock in sockets:
             loop.call(functools.partial(relay.listen, sock))
         yield proxy
-
-
-@asynccontextmanager
-async def _single_errors() -> AsyncIterator[None]:
-    """A task group wraps every error into a group; whoever uses ``serve`` should not have to know that there is one."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        raise error from None
-
-
-class _Compositor:
-    """Where sessions connect to just now: its own socket, or one on which it knows them as a guest's."""
-
-    def __init__(self, host: Path | socket.socket) -> None:
-        self.path = host if isinstance(host, Path) else None
-        self.connect = connector(host) if isinstance(host, Path) else _connected_once(host)
-
-    def new_connection(self) -> socket.socket:
-        return self.connect()
-
-
-async def _keep_in_touch(
-    compositor: _Compositor,
-    proxy: Proxy,
-    tables: Mapping[str, InterfaceSpec],
-    app_id: str,
-    once: bool,
-    *,
-    task_status: anyio.abc.TaskStatus[None],
-) -> None:
-    """Knows whether the compositor is there, and comes back to it. Started once it has looked for the first time."""
-    assert compositor.path is not None
-    status: anyio.abc.TaskStatus[None] | None = task_status
-    waiting = False
-    while True:
-        try:
-            async with _linked(compositor, tables, app_id) as link:
-                if waiting:
-                    logger.warning("the compositor at %s is there", compositor.path)
-                waiting = False
-                if status is not None:
-                    status.started()
-                    status = None
-                await link.wait_closed()
-                why = "it closed the connection"
-        except CompositorError as error:
-            why = f"{error}"
-        if once and status is not None:
-            raise CompositorError(f"no compositor at {compositor.path}: {why}")
-        if once:
-            logger.warning("the compositor at %s is gone", compositor.path)
-            proxy.ended.set()
-            return
-        if not waiting:
-            logger.warning("no compositor at %s (%s): waiting for it", compositor.path, why)
-            waiting = True
-        if status is not None:
-            status.started()
-            status = None
-        await anyio.sleep(_LOOK_AGAIN_S)
-
-
-@asynccontextmanager
-async def _linked(compositor: _Compositor, tables: Mapping[str, InterfaceSpec], app_id: str) -> AsyncIterator[HostLink]:
-    """A link to the compositor, and sessions connect as a guest's where it can tell. Raises CompositorError."""
-    assert compositor.path is not None
-    try:
-        async with AsyncExitStack() as stack:
-            link = await stack.enter_async_context(host_link(compositor.path, tables))
-            compositor.connect = connector(compositor.path)
-            if link.offers_security_context:
-                private_dir = stack.enter_context(
-                    tempfile.TemporaryDirectory(prefix="waylend-", dir=compositor.path.parent)
-                )
-                path = Path(private_dir) / "context"
-                instance_id = f"{os.getpid()}-{secrets.token_hex(4)}"
-                await stack.enter_async_context(link.security_context(path, app_id=app_id, instance_id=instance_id))
-                compositor.connect = connector(path)
-            yield link
-    except OSError as error:
-        raise CompositorError(error.strerror or f"{error}") from error
-
-
-def _connected_once(sock: socket.socket) -> Callable[[], socket.socket]:
-    """For a compositor that comes as a connected socket (WAYLAND_SOCKET): it is the first client's, and then used up."""
-    left = [sock]
-
-    def connect() -> socket.socket:
-        if not left:
-            raise ConnectionRefusedError(errno.ECONNREFUSED, "the socket that was passed serves one client only")
-        return left.pop()
-
-    return connect
-
-
-@asynccontextmanager
-async def _running(loop: Loop, relay: Relay) -> AsyncIterator[None]:
-    """The relay's thread, until the context is left."""
-
-    def run() -> None:
-        try:
-            loop.run()
-        finally:
-            relay.close()
-            loop.close()
-
-    thread = threading.Thread(target=run, name="relay")
-    thread.start()
-    try:
-        yield
-    finally:
-        loop.stop()
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(thread.join)
-
-
-@asynccontextmanager
-async def _called_in_this_thread(on_event: Callable[[Event], None]) -> AsyncIterator[Callable[[Event], None]]:
-    """An observer for the relay's thread; what it is told reaches ``on_event`` in the event loop's."""
-    arrived: deque[Event] = deque()
-    wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-
-    def observe(event: Event) -> None:
-        arrived.append(event)
-        os.eventfd_write(wake_fd, 1)
-
-    def deliver() -> None:
-        while arrived:
-            on_event(arrived.popleft())
-
-    async def pass_on() -> None:
-        while True:
-            await anyio.wait_readable(wake_fd)
-            os.eventfd_read(wake_fd)
-            deliver()
-
-    try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(pass_on)
-            yield observe
-            tasks.cancel_scope.cancel()
-        deliver()
-    finally:
-        os.close(wake_fd)
-
-
-def _claim(
-    stack: AsyncExitStack, listen: str | Sequence[socket.socket], mode: int | None
-) -> tuple[Sequence[socket.socket], tuple[Path, ...]]:
-    if isinstance(listen, str):
-        listening = ListeningSocket(socket_path(listen), mode=mode)
-        stack.callback(listening.close)
-        return (listening.sock,), (listening.path,)
-    return listen, tuple(Path(os.fsdecode(sock.getsockname())) for sock in listen)
-
-
-def _control_path() -> Path | None:
-    """One of our own in XDG_RUNTIME_DIR; where that isn't set, the proxy works all the same, but can't be asked."""
-    try:
-        return control_dir() / f"{os.getpid()}-{secrets.token_hex(2)}.control"
-    except (UsageError, OSError) as error:
-        logger.warning("`waylend leases` won't see this proxy: %s", error)
-        return None
-
-
-def _make_room_for_fds() -> None:
-    """A client is two sockets and what it sends: the soft limit of 1024 fds is for programs that use select."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def local_domain(policy: Policy, *, name: str = "local") -> Domain:

@@ -100,8 +100,10 @@ class FuseDomain:
 
     ``read_only`` makes the whole mount so, and refuses writable leases. ``deadline_s`` is how long a revocation may
     take before the whole aperture is cut off. ``mount_path`` also puts the mount on a directory, for a VMM that needs
-    a path (``/proc/<pid>/fd/<root_fd>/bar`` needs none); it is unmounted by ``close``. ``by_backing`` is an index to
-    share with other domains of the same lender.
+    a path (``/proc/<pid>/fd/<root_fd>/bar`` needs none); it is unmounted by ``close``. ``gap_zeros``: pages of ``bar``
+    that nobody lent read as zeros, and what is stored there is dropped, where it is a fault otherwise: for a ``bar``
+    that others than the borrower have mapped, too. ``by_backing`` is an index to share with other domains of the same
+    lender.
     """
 
     mechanism = "fuse"
@@ -118,6 +120,7 @@ class FuseDomain:
         read_ahead_pages: int = 32,
         thread_count: int = 2,
         mount_path: str | None = None,
+        gap_zeros: bool = False,
         by_backing: BackingIndex | None = None,
     ) -> None:
         self.name = name
@@ -128,6 +131,7 @@ class FuseDomain:
             name, aperture_pages, lease_limit=lease_limit, page_limit=page_limit, by_backing=by_backing
         )
         self._read_only = read_only
+        self._gap_zeros = gap_zeros
         self._deadline_s = deadline_s
         self._holdings: dict[int, _Holding] = {}
         self._files: dict[int, _LeaseFile] = {}  # by node
@@ -547,7 +551,10 @@ class FuseDomain:
             if covered < gfns.page_count:
                 self._gaps_cached = True
         if not leases:
-            self._server.fail(unique, errno.EIO)
+            if self._gap_zeros:
+                self._server.answer(unique, answer)
+            else:
+                self._server.fail(unique, errno.EIO)
             return
         for lease in leases:
             common = lease.gfns.intersection(gfns)

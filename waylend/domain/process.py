@@ -129,6 +129,11 @@ class ProcessDomain:
         fd: int = self._ask("open_lease", lease_id=lease.lease_id)["fds"][0]
         return fd
 
+    def open_bar(self, *, writable: bool = False) -> int:
+        """See FuseDomain."""
+        fd: int = self._ask("open_bar", writable=writable)["fds"][0]
+        return fd
+
     def revoke(self, lease: Lease, pages: PageRange | None = None) -> int:
         """See ``Domain``. ``pages`` (from 0) takes only a part. Raises LeaseEnded, RevokeTimeout."""
         taken: int = self._ask("revoke", lease_id=lease.lease_id, pages=pages)["taken"]
@@ -309,6 +314,8 @@ class _Server:
         if request == "close":
             self.domain.close()
             return {}, []
+        if request == "open_bar":
+            return {}, [self.domain.open_bar(writable=message["writable"])]
         lease = self._leases.get(message["lease_id"])
         if lease is None:
             raise LeaseEnded(f"lease {message['lease_id']} of domain {self.domain.name} is over")
