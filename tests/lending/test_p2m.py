@@ -127,6 +127,46 @@ def test_faults_on_one_page_resolve_once() -> None:
     assert sorted(resolved) == [False, False, False, True]
 
 
+def test_a_fault_that_must_start_again_still_resolves_its_page_alone() -> None:
+    """Were the page free between, a second fault would install it too, over what the borrower has stored by then."""
+    page = Page()
+    fetching, go_on = threading.Event(), threading.Event()
+    installs: list[bytes] = []
+
+    def slow_fetch(pages: PageRange) -> bytes:
+        content = page.fetch(pages)
+        fetching.set()
+        assert go_on.wait(DEADLINE_S)
+        return content
+
+    def fault(fetch: Callable[[PageRange], bytes]) -> bool:
+        return page.p2m.fault(page.lease, 3, fetch, installs.append)
+
+    first = in_thread(lambda: fault(slow_fetch))
+    assert fetching.wait(DEADLINE_S)
+    page.invalidate()
+    second = in_thread(lambda: fault(page.fetch))
+    second.join(0.05)
+    assert second.is_alive(), "it waits for the first"
+    go_on.set()
+    first.join(DEADLINE_S)
+    second.join(DEADLINE_S)
+    assert len(installs) == 1
+
+
+def test_a_backing_that_raises_what_it_should_not_leaves_the_page_as_it_was() -> None:
+    page = Page()
+
+    def broken(pages: PageRange) -> bytes:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError):
+        page.p2m.fault(page.lease, 3, broken, page.install)
+    assert page.lease.faults_in_flight == 0
+    assert page.fault()
+    assert page.installed == b"1"
+
+
 def test_overlapping_invalidations_end_in_any_order() -> None:
     page = Page()
     page.fault()

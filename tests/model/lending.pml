@@ -12,6 +12,7 @@
  *
  * What must hold:
  *   - no access reaches a page that is older than the last acknowledged invalidation of it (assert in access);
+ *   - faults that are resolved whole resolve a page once (assert where it is installed);
  *   - every access ends, with a page, a page of zeros or a fault (no deadlock, no cycle without end);
  *   - every invalidation ends, whatever the borrower does (the same; no step of it waits for a vCPU).
  *
@@ -21,6 +22,7 @@
  *   NOT_WIDENED   an invalidation that begins during another one isn't noted as in progress
  *   NO_FLUSH      an invalidation is acknowledged before the TLBs have forgotten
  *   NO_NOTIFY     the end of an invalidation wakes nobody
+ *   RESET_RESOLVING  the end of an invalidation lets a second fault resolve what another one is resolving
  *   SLEEP_LATE    a fault is parked without looking whether the invalidation is still in progress
  */
 
@@ -108,7 +110,9 @@ fault:
         :: true ->
 #endif
             if
-            :: content != LOST -> p2m[page] = content; content = 0; seen = 0; goto again
+            :: content != LOST ->
+                assert(!FIRST_WHOLE || !SECOND_WHOLE || p2m[page] == NONE);
+                p2m[page] = content; content = 0; seen = 0; goto again
             :: content == LOST -> p2m[page] = ZEROS; content = 0; seen = 0; goto again
             :: content == LOST -> content = 0; seen = 0; goto touch         /* a fault is what it gets */
             fi
@@ -187,6 +191,9 @@ active [2] proctype Owner() {
         sequence++;
 #endif
         for (page : first .. last) { in_progress[page] = in_progress[page] - noted }
+#ifdef RESET_RESOLVING
+        for (page : first .. last) { resolving[page] = false }
+#endif
 #ifndef NO_NOTIFY
         notify_all();
 #endif

@@ -18,15 +18,16 @@ WAYS = {
     "both split": {"FIRST_WHOLE": "false", "SECOND_WHOLE": "false"},
     "both whole": {"FIRST_WHOLE": "true", "SECOND_WHOLE": "true"},
 }
-STALE = "assertion violated"
+FALSE = "assertion violated"
 STUCK = "invalid end state"
 MUTANTS = {
-    "NO_RECHECK": STALE,
-    "BUMP_FIRST": STALE,
-    "NOT_WIDENED": STALE,
-    "NO_FLUSH": STALE,
+    "NO_RECHECK": FALSE,
+    "BUMP_FIRST": FALSE,
+    "NOT_WIDENED": FALSE,
+    "NO_FLUSH": FALSE,
     "NO_NOTIFY": STUCK,
     "SLEEP_LATE": STUCK,
+    "RESET_RESOLVING": FALSE,
 }
 
 
@@ -63,6 +64,7 @@ def test_every_access_and_every_invalidation_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_mutants_are_caught(tmp_path: Path, mutant: str) -> None:
-    said = checked(tmp_path, {mutant: ""}, compiler_flag="-DSAFETY")
+    way = "both whole" if mutant == "RESET_RESOLVING" else "one whole, one split"
+    said = checked(tmp_path, {mutant: "", **WAYS[way]}, compiler_flag="-DSAFETY")
     assert "errors: 1" in said
     assert MUTANTS[mutant] in said

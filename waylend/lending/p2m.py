@@ -50,6 +50,10 @@ class Event(NamedTuple):
 
 Observer = Callable[[Event], None]
 
+#: What an invalidation makes of a page's state. Whoever resolves a page finds out by the sequence counter that he must start
+#: again; were the page absent meanwhile, a second fault would resolve it at the same time.
+_TAKEN = bytes(RESOLVING if state == RESOLVING else ABSENT for state in range(256))
+
 
 class EventLog:
     """The last events of a domain, and those who watch them.
@@ -202,6 +206,7 @@ class P2M:
         self.lock = threading.Lock()
         self.events = EventLog() if events is None else events
         self._changed = threading.Condition(self.lock)
+        self._waiting = 0  # faults that wait for ``_changed``
         self._in_progress: dict[Lease, list[Invalidation]] = {}
 
     # -- faults, step by step: for domains whose unmapping waits for faults
@@ -269,11 +274,14 @@ class P2M:
         pages = PageRange(page, page + 1)
         self._watch(EventKind.FAULTED, lease, pages)
         while True:
-            with self._changed:
+            with self.lock:
                 while lease.state is not LeaseState.ENDED and (
-                    lease.pages[page] == RESOLVING or any(range_.overlaps(pages) for range_ in lease.in_progress)
+                    lease.pages[page] == RESOLVING
+                    or (lease.in_progress and any(range_.overlaps(pages) for range_ in lease.in_progress))
                 ):
+                    self._waiting += 1
                     self._changed.wait()
+                    self._waiting -= 1
                 if lease.state is LeaseState.ENDED:
                     raise LeaseEnded(f"lease {lease.lease_id} is over")
                 if lease.pages[page] != ABSENT:
@@ -281,20 +289,29 @@ class P2M:
                 lease.pages[page] = RESOLVING
                 lease.faults_in_flight += 1
                 sequence = lease.sequence
-            content, lost = self._fetch(fetch, lease, pages)
-            with self._changed:
-                lease.faults_in_flight -= 1
-                if lease.on_idle is not None and not lease.faults_in_flight:
-                    lease.on_idle()
-                self._changed.notify_all()
-                if lease.pages[page] == RESOLVING:
+            fetched = False
+            try:
+                content, lost = self._fetch(fetch, lease, pages)
+                fetched = True
+            finally:
+                with self.lock:
+                    lease.faults_in_flight -= 1
+                    if lease.on_idle is not None and not lease.faults_in_flight:
+                        lease.on_idle()
+                    # Nobody else has resolved it meanwhile: an invalidation leaves a page that is being resolved alone.
                     lease.pages[page] = ABSENT
-                if lease.sequence != sequence or any(range_.overlaps(pages) for range_ in lease.in_progress):
-                    continue
-                if content is not None:
-                    install(content)
-                lease.pages[page] = LOST if lost is not None else present_state
-                lease.faults_served += 1
+                    if self._waiting:
+                        self._changed.notify_all()
+                    stale = lease.sequence != sequence or (
+                        lease.in_progress and any(range_.overlaps(pages) for range_ in lease.in_progress)
+                    )
+                    if fetched and not stale:
+                        if content is not None:
+                            install(content)
+                        lease.pages[page] = LOST if lost is not None else present_state
+                        lease.faults_served += 1
+            if stale:
+                continue
             if lost is not None:
                 self.events.emit(EventKind.LOST, lease, pages)
                 if content is None:
@@ -327,10 +344,10 @@ class P2M:
         try:
             unmap(invalidation)
         finally:
-            with self._changed:
+            with self.lock:
                 states = lease.pages[pages.start : pages.end]
                 taken = len(states) - states.count(ABSENT) - states.count(RESOLVING)
-                lease.pages[pages.start : pages.end] = bytes(len(states))
+                lease.pages[pages.start : pages.end] = states.translate(_TAKEN)
                 lease.sequence += 1
                 lease.in_progress.remove(pages)
                 self._in_progress[lease].remove(invalidation)
