@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from waylend.backing.base import Backing
+from waylend.domain.addressed import Lent, hand_over
 from waylend.domain.userfault import FAULT_WP, FAULT_WRITE, FaultServer, Userfault
 from waylend.domain.window import Window
 from waylend.errors import BackingLost, LeaseEnded, Unavailable
 from waylend.lending.lease import ABSENT, DIRTY, LOST, PRESENT, RESOLVING, Lease, LeaseState
-from waylend.lending.p2m import P2M, EventKind
+from waylend.lending.p2m import P2M
 from waylend.lending.pages import PAGE_SHIFT, PAGE_SIZE, PageRange
 
 log = logging.getLogger(__name__)
@@ -26,46 +25,6 @@ log = logging.getLogger(__name__)
 #: How much is taken back at a time.
 _STRIDE_PAGES = 1024
 _DIRTY_RUN = re.compile(bytes((DIRTY,)) + b"+")
-
-
-class Lent:
-    """One lease and where its pages come from. ``takers`` is guarded by the P2M's lock."""
-
-    __slots__ = ("_whole", "backing", "end_gfn", "first_gfn", "lease", "takers", "taking_back")
-
-    def __init__(self, lease: Lease, backing: Backing) -> None:
-        self.lease = lease
-        self.first_gfn, self.end_gfn = lease.gfns
-        self.backing = backing
-        self._whole = lease.size_bytes % PAGE_SIZE == 0
-        #: Who is about to take pages of it, or doing so: its gfns aren't free before they are through.
-        self.takers = 0
-        #: Held while pages are dropped, and until dirty ones are in the backing: nobody else may say before that they have gone.
-        #: Reentrant, for a backing that takes these very pages away when it is written to.
-        self.taking_back = threading.RLock()
-
-    def fetch(self, pages: PageRange) -> bytes:
-        """The content of ``pages`` of the backing, and nothing beyond the lease's last byte. Raises BackingLost."""
-        try:
-            content = self.backing.read(pages)
-        except BackingLost:
-            raise
-        except Exception as error:  # a bug of the backing; the guest must not stand still for it
-            log.exception("lease %d: reading its backing", self.lease.lease_id)
-            raise BackingLost(f"reading the backing: {error}") from error
-        if self._whole:
-            return content
-        lent_bytes = self.lease.size_bytes - ((pages.start - self.lease.backing_start) << PAGE_SHIFT)
-        return content if lent_bytes >= len(content) else content[:lent_bytes].ljust(len(content), b"\0")
-
-    def write_back(self, pages: PageRange, content: bytes) -> None:
-        """Hands ``pages`` (from 0) to the backing; of the last one only what is lent. Raises BackingLost."""
-        backing_pages = self.lease.to_backing(pages)
-        lent_bytes = self.lease.size_bytes - (pages.start << PAGE_SHIFT)
-        if lent_bytes < len(content):
-            behind = self.backing.read(PageRange(backing_pages.end - 1, backing_pages.end))[lent_bytes % PAGE_SIZE :]
-            content = content[:lent_bytes] + behind
-        self.backing.write(backing_pages, content)
 
 
 class Aperture:
@@ -133,7 +92,7 @@ class Aperture:
                 written += [(run, self.window.read(_gfns(lease, run))) for run in self._clean(lease, stretch)]
                 self._drop(lease, stretch)
             for run, content in written:
-                self._hand_over(lent, run, content)
+                hand_over(self._p2m, lent, run, content)
 
     def write_back(self, lent: Lent) -> None:
         """Hands all that is dirty to the backing; the guest keeps it. Raises BackingLost: then what is left is still dirty."""
@@ -167,19 +126,6 @@ class Aperture:
         self.window.punch(gfns)
         if lease.pages.find(LOST, *pages) >= 0:
             self.window.drop_marks(gfns)
-
-    def _hand_over(self, lent: Lent, pages: PageRange, content: bytes) -> None:
-        """What the guest wrote to ``pages`` goes to the backing; page by page where that doesn't take it as a whole."""
-        try:
-            lent.write_back(pages, content)
-        except BackingLost as lost:
-            if pages.page_count == 1:
-                log.error("domain %s, lease %d: what was written is lost: %s", self._name, lent.lease.lease_id, lost)
-                self._p2m.events.emit(EventKind.LOST, lent.lease, pages)
-                return
-            for page in range(*pages):
-                at = (page - pages.start) << PAGE_SHIFT
-                self._hand_over(lent, PageRange(page, page + 1), content[at : at + PAGE_SIZE])
 
     # -- faults; on serving threads
 
