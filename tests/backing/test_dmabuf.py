@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import mmap
 import os
 import random
 import struct
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,7 +92,7 @@ def test_no_drm_node_is_said_with_its_remedy() -> None:
 
 def test_a_node_that_makes_none_is_named() -> None:
     before = sorted(os.listdir("/proc/self/fd"))
-    with pytest.raises(Unavailable, match="/dev/null makes no dumb buffers"):
+    with pytest.raises(Unavailable, match="/dev/null exports no buffers"):
         create_dumb(WIDTH, HEIGHT, node="/dev/null")
     with pytest.raises(Unavailable, match="/dev/dri/none: No such file"):
         create_dumb(WIDTH, HEIGHT, node="/dev/dri/none")
@@ -144,6 +146,28 @@ def test_bounds_and_protection(dumb: DumbBuffer) -> None:
     with pytest.raises(BackingLost, match="not mapped for writing"):
         backing.write(PageRange(0, 1), bytes(PAGE_SIZE))
     backing.close()
+
+
+def test_a_device_that_is_not_done_is_waited_for_but_not_for_ever(dumb: DumbBuffer) -> None:
+    """With a fence, which vgem lets anybody attach to a buffer (drm/vgem_drm.h): as if a GPU were still drawing."""
+    cards = [path for path in glob.glob("/sys/class/drm/card*/device") if os.path.realpath(path).endswith("/vgem")]
+    if not cards:
+        pytest.skip("the DRM node is none of vgem's")
+    fd_to_handle, attach, signal = 0xC00C642E, 0xC0106441, 0x40086442
+    drm = os.open(f"/dev/dri/{cards[0].split('/')[4]}", os.O_RDWR | os.O_CLOEXEC)
+    (handle,) = struct.unpack_from("=I", fcntl.ioctl(drm, fd_to_handle, struct.pack("=IIi", 0, 0, dumb.fd)))
+    (fence,) = struct.unpack_from("=I", fcntl.ioctl(drm, attach, struct.pack("=IIII", handle, 1, 0, 0)), 8)
+    impatient, patient = (DmabufBacking(os.dup(dumb.fd), ready_timeout_s=seconds) for seconds in (0.01, 5))
+    with pytest.raises(BackingLost, match=r"still at work after 0\.01 s"):
+        impatient.read(PageRange(0, 1))
+    signalling = threading.Timer(0.05, lambda: fcntl.ioctl(drm, signal, struct.pack("=II", fence, 0)))
+    signalling.start()
+    assert patient.read(PageRange(0, 1)) == bytes(PAGE_SIZE)
+    assert impatient.read(PageRange(0, 1)) == bytes(PAGE_SIZE)
+    signalling.join()
+    impatient.close()
+    patient.close()
+    os.close(drm)
 
 
 def test_the_same_buffer_has_the_same_key(dumb: DumbBuffer) -> None:

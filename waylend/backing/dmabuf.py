@@ -42,7 +42,9 @@ _CAP = struct.Struct("=QQ")  # capability, value
 _CREATE_DUMB = struct.Struct("=IIIIIIQ")  # height, width, bits per pixel, flags, handle, pitch, size
 _DESTROY_DUMB = struct.Struct("=I")  # handle
 _PRIME_HANDLE = struct.Struct("=IIi")  # handle, flags, fd
-_CAP_DUMB_BUFFER, _CAP_PRIME, _PRIME_EXPORT = 1, 5, 2
+_CAP_PRIME, _PRIME_EXPORT = 5, 2
+#: What a node answers that can't: a driver without dumb buffers, a render node.
+_NO_DUMB = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EACCES)
 
 
 class DmabufBacking:
@@ -184,10 +186,13 @@ def create_dumb(width: int, height: int, *, bits_per_pixel: int = 32, node: str 
             reasons.append(f"{path}: {error.strerror}")
             continue
         try:
-            if not (_capability(drm, _CAP_DUMB_BUFFER) and _capability(drm, _CAP_PRIME) & _PRIME_EXPORT):
-                reasons.append(f"{path} makes no dumb buffers to export")
-                continue
-            return _created(drm, width, height, bits_per_pixel)
+            if _exports(drm):
+                return _created(drm, width, height, bits_per_pixel)
+            reasons.append(f"{path} exports no buffers")
+        except OSError as error:
+            if error.errno not in _NO_DUMB:
+                raise
+            reasons.append(f"{path} makes no dumb buffers: {error.strerror}")
         finally:
             os.close(drm)
     raise Unavailable("; ".join(reasons), remedy)
@@ -214,11 +219,13 @@ def _created(drm: int, width: int, height: int, bits_per_pixel: int) -> DumbBuff
     return DumbBuffer(fd, width, height, pitch_bytes, size_bytes)
 
 
-def _capability(drm: int, capability: int) -> int:
+def _exports(drm: int) -> bool:
+    """Whether the node has PRIME export. (DRM_CAP_DUMB_BUFFER would say more, but nodes without mode setting don't know it.)"""
     try:
-        return int(_CAP.unpack(_ioctl(drm, DRM_IOCTL_GET_CAP, _CAP.pack(capability, 0), "GET_CAP"))[1])
+        answer = _ioctl(drm, DRM_IOCTL_GET_CAP, _CAP.pack(_CAP_PRIME, 0), "GET_CAP")
     except OSError:  # not a DRM node at all
-        return 0
+        return False
+    return bool(_CAP.unpack(answer)[1] & _PRIME_EXPORT)
 
 
 def _mapped(fd: int, size_bytes: int, writable: bool) -> MappedMemory:
