@@ -38,6 +38,22 @@ DEFAULT_GLOBALS = frozenset(
 )
 
 
+#: Globals whose messages carry file descriptors that mean nothing on another machine (GPU memory, fences, sockets, files for
+#: the compositor to read): what no policy can give to a guest behind a channel.
+NOT_ACROSS_MACHINES = (
+    "wl_drm",
+    "zwp_linux_dmabuf_v1",
+    "zwp_linux_explicit_synchronization_v1",
+    "wp_linux_drm_syncobj_manager_v1",
+    "wp_drm_lease_device_v1",
+    "wp_security_context_manager_v1",
+    "wp_color_manager_v1",
+    "zwlr_export_dmabuf_manager_v1",
+    "zwlr_gamma_control_manager_v1",
+    "zwp_virtual_keyboard_manager_v1",
+)
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one guest may use. A limit that is hit ends the client that hit it, with the limit's name in the error."""

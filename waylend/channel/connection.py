@@ -75,7 +75,7 @@ class Connection(Spoken):
         self.rest = b""
         self.queued_bytes = 0
         self.end_reason = ""
-        self._link = link
+        self.channel = link
         self._attachments = attachments
         self._handler: Callable[[int], None] | None = None
         self._mask = EPOLLIN
@@ -95,7 +95,7 @@ class Connection(Spoken):
         """``handler(events)`` is called when there is something to receive, and when it can send again."""
         self._handler = handler
         if self._inbox or self._their_end:
-            self._link.loop.call_later(0.0, self._deliver)
+            self.channel.loop.call_later(0.0, self._deliver)
 
     def leave(self) -> None:
         self._handler = None
@@ -104,7 +104,7 @@ class Connection(Spoken):
         resumed = mask & EPOLLIN and not self._mask & EPOLLIN
         self._mask = mask
         if resumed and (self._inbox or self._their_end):
-            self._link.loop.call_later(0.0, self._deliver)
+            self.channel.loop.call_later(0.0, self._deliver)
 
     def _deliver(self) -> None:
         while self._handler is not None and self._mask & EPOLLIN and (self._inbox or self._their_end or self._failure):
@@ -115,7 +115,7 @@ class Connection(Spoken):
         if not self._inbox:
             if self._failure is not None:
                 raise self._failure
-            if self._their_end or self._link.closed:
+            if self._their_end or self.channel.closed:
                 return 0, None
             raise BlockingIOError
         content, fds = self._inbox.popleft()
@@ -159,9 +159,9 @@ class Connection(Spoken):
 
     def _attach_stream(self, fd: int) -> None:
         """Owns ``fd``."""
-        object_id = self._link.new_id()
+        object_id = self.channel.new_id()
         try:
-            stream = Sink(self._link, object_id, fd, self._stream_over)
+            stream = Sink(self.channel, object_id, fd, self._stream_over)
         except OSError as error:
             if error.errno != errno.ENXIO:
                 self._fail(PeerError(f"a file descriptor that can't go to another machine: {error.strerror}"))
@@ -170,11 +170,11 @@ class Connection(Spoken):
             self.tell("attach_stream", object_id)
             self.link.send(self.outbox, _reset(self.link, object_id))
             return
-        self._link.streams.add(stream)
+        self.channel.streams.add(stream)
         self.tell("attach_stream", object_id)
 
     def _stream_over(self, stream: Stream) -> None:
-        self._link.streams.discard(stream)
+        self.channel.streams.discard(stream)
 
     def flush(self) -> bool:
         """What is queued is the link's business, which sends it in its turn."""
@@ -194,10 +194,10 @@ class Connection(Spoken):
         _close_all(self._arrived_fds)
         self._inbox.clear()
         self._arrived_fds.clear()
-        if not self._link.closed:
+        if not self.channel.closed:
             self.tell("end", self.end_reason.encode(errors="replace")[:1024].replace(b"\0", b"?"))
             if self._their_end:
-                self._link.remove(self.object_id)
+                self.channel.remove(self.object_id)
         self._attachments.connection_over(self)
 
     # The other half's side
@@ -235,16 +235,16 @@ class Connection(Spoken):
                 self._handler(EPOLLOUT)
 
     def on_attach_stream(self, object_id: int) -> None:
-        self._link.check_new_id(object_id)
-        if len(self._link.streams) >= MAX_STREAMS:
+        self.channel.check_new_id(object_id)
+        if len(self.channel.streams) >= MAX_STREAMS:
             self._refuse_stream(object_id, f"{MAX_STREAMS} pipes are open already")
             return
         try:
-            stream = Source(self._link, object_id, self._stream_over)
+            stream = Source(self.channel, object_id, self._stream_over)
         except OSError as error:
             self._refuse_stream(object_id, f"can't make a pipe: {error.strerror}")
             return
-        self._link.streams.add(stream)
+        self.channel.streams.add(stream)
         self._arrived(stream.take_writing_end())
 
     def _refuse_stream(self, object_id: int, why: str) -> None:
@@ -281,10 +281,10 @@ class Connection(Spoken):
         """Ends this client's connection, and none else: its session finds ``error`` when it receives."""
         if self._failure is None and not self._closed:
             self._failure = error
-            self._link.loop.call_later(0.0, self._deliver)
+            self.channel.loop.call_later(0.0, self._deliver)
 
     def on_lease(self, object_id: int, page_count: int) -> None:
-        self._link.check_new_id(object_id)
+        self.channel.check_new_id(object_id)
         self._attachments.lease_asked(self, object_id, page_count)
 
     def on_end(self, reason: bytes) -> None:
@@ -293,7 +293,7 @@ class Connection(Spoken):
         self._their_end = True
         self.end_reason = reason.decode(errors="replace")
         if self._closed:
-            self._link.remove(self.object_id)
+            self.channel.remove(self.object_id)
         else:
             self._deliver()
 

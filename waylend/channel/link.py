@@ -66,6 +66,10 @@ class Link:
         self.loop = loop
         self.is_host = is_host
         self.closed = False
+        #: What is sent is dropped: the other half is not the one that it is for.
+        self.mute = False
+        #: Everything before these bytes is dropped.
+        self.sync_to = b""
         self.objects: dict[int, Spoken] = {}
         #: Open pipes: they outlive the connections that they came with.
         self.streams: set[Spoken] = set()
@@ -116,9 +120,9 @@ class Link:
         self.objects.pop(object_id, None)
 
     def forget_all(self) -> None:
-        """The guest half began anew: nothing of the old one means anything, and nothing of it is sent any more.
+        """The guest half began anew: nothing of the old one means anything, and nothing for it is sent any more.
 
-        What has been sent in part is sent to its end.
+        What has been sent in part is sent to its end, and skipped by the new one with all that came before its hello.
         """
         for outbox in self._turns:
             outbox.waiting.clear()
@@ -149,18 +153,33 @@ class Link:
             return
         self._silent_s = 0.0
         try:
-            rest = self._handle(have + count)
+            have += count
+            if self.sync_to:
+                have = self._skipped(have)
+            rest = self._handle(have)
         except ChannelError as error:
             self.fail(f"{error}", tell=True)
             return
         if rest:
-            self._octets[:rest] = bytes(self._octets[have + count - rest : have + count])
+            self._octets[:rest] = bytes(self._octets[have - rest : have])
         self._have_bytes = rest
+
+    def _skipped(self, have: int) -> int:
+        """Drops what comes before ``sync_to``, or may not belong to it; returns how many bytes are left."""
+        at = self._memory.find(self.sync_to, 0, have)
+        if at >= 0:
+            self.sync_to = b""
+        else:
+            at = max(0, have - len(self.sync_to) + 1)
+        self._octets[: have - at] = bytes(self._octets[at:have])
+        return have - at
 
     def _handle(self, have: int) -> int:
         """Has all whole messages of the first ``have`` bytes handled; returns how many bytes are left over."""
         octets = self._octets
         at = 0
+        if self.sync_to:
+            return have
         while have - at >= _HEADER_BYTES:
             object_id, word = _HEAD.unpack_from(octets, at)
             if not object_id:
@@ -190,7 +209,7 @@ class Link:
 
     def send(self, source: Outbox, octets: bytes) -> None:
         """Sends a whole message, at once where nothing waits, else in its source's turn."""
-        if self.closed:
+        if self.closed or self.mute:
             return
         if self._unsent or self._turns:
             self._enqueue(source, octets)
@@ -209,7 +228,7 @@ class Link:
         length = len(content)
         padding = _PADDING[length & 3]
         head = _ARRAY_HEAD.pack(object_id, (12 + length + len(padding)) << 16, length)
-        if self._unsent or self._turns or self.closed:
+        if self._unsent or self._turns or self.closed or self.mute:
             self.send(source, head + content + padding)
             return
         try:
@@ -295,4 +314,3 @@ class Link:
             self.loop.remove(self._fd)
             os.close(self._fd)
             self._turns.clear()
-            self.objects.clear()

@@ -81,7 +81,11 @@ class Spoken:
 
     def tell(self, name: str, *args: object) -> None:
         """Sends the message of that name, after all that this object has sent before."""
-        self.link.send(self.outbox, encode(self._outgoing[name], self.object_id, args)[0])
+        self.link.send(self.outbox, self.encode(name, *args))
+
+    def encode(self, name: str, *args: object) -> bytes:
+        """The message of that name, for another's outbox."""
+        return encode(self._outgoing[name], self.object_id, args)[0]
 
     def __str__(self) -> str:
         return f"{self.interface}#{self.object_id}"

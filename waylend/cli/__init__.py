@@ -15,6 +15,8 @@ from waylend.errors import WaylendError
 _COMMANDS = {
     "run": "Run one application through a private proxy.",
     "serve": "Be a proxy for a local guest: a container, another user.",
+    "host": "Be the host's half for a guest machine of your own.",
+    "guest": "Be the guest's half, in such a machine.",
     "leases": "Show what running proxies have lent.",
     "revoke": "Take lent pages back; the next touch is served again.",
     "doctor": "Say what this machine offers, and how to get what is missing.",

@@ -61,6 +61,28 @@ def policy_from(
     return base.with_changes(allow=allow, deny=deny, title_prefix=title_prefix, app_id_prefix=app_id_prefix)
 
 
+def token_option(command: Command) -> Command:
+    """``--token-file``; ``token_from`` takes it."""
+    return click.option(
+        "--token-file",
+        metavar="FILE",
+        help="A secret that both halves know, where the channel itself doesn't say who is there.",
+    )(command)
+
+
+def token_from(token_file: str | None) -> str:
+    """The file's first line, or an empty string."""
+    if token_file is None:
+        return ""
+    try:
+        token = Path(token_file).read_text(encoding="utf-8").partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{token_file}: {error}", param_hint="--token-file") from error
+    if not token or len(token) > 1024 or "\0" in token:
+        raise click.BadParameter(f"{token_file}: the first line is no token", param_hint="--token-file")
+    return token
+
+
 def trace_option(command: Command) -> Command:
     return click.option(
         "--trace",

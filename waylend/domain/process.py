@@ -71,7 +71,9 @@ class ProcessDomain:
                 [sys.executable, "-I", "-S", "-c", program], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
             )
         try:
-            self._aperture_pages: int = self._ask("open", name=name, options=options)["aperture_pages"]
+            answer = self._ask("open", name=name, options=options)
+            self._aperture_pages: int = answer["aperture_pages"]
+            self._root_fd: int = answer["root_fd"]
         except BaseException:
             self._finish()
             raise
@@ -80,6 +82,11 @@ class ProcessDomain:
     def pid(self) -> int:
         """The process that serves the faults."""
         return self._process.pid
+
+    @property
+    def bar_path(self) -> str:
+        """Where processes that may see into that process's descriptors (proc(5)) find the file ``bar``."""
+        return f"/proc/{self.pid}/fd/{self._root_fd}/bar"
 
     def lend(
         self,
@@ -267,7 +274,8 @@ def serve(fd: int) -> None:
             try:
                 if server is None:
                     server = _Server(message["name"], message["options"])
-                    answer: dict[str, Any] = {"aperture_pages": server.domain.stats().aperture_pages}
+                    aperture_pages = server.domain.stats().aperture_pages
+                    answer: dict[str, Any] = {"aperture_pages": aperture_pages, "root_fd": server.domain.root_fd}
                 else:
                     answer, fds = server.answer(message)
             except Unavailable as error:

@@ -1,0 +1,187 @@
+"""The two ends of a channel: object 1 of a link, seen from the host half and from the guest half. They know no Wayland."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import secrets
+import struct
+from collections.abc import Callable
+
+from waylend.channel.connection import Attachments, Connection
+from waylend.channel.link import Link, Loop
+from waylend.channel.messages import CHANNEL_ID, VERSION, Spoken
+from waylend.channel.streams import Stream
+from waylend.errors import ChannelError
+
+logger = logging.getLogger(__name__)
+
+#: What ends a message that a dead predecessor may have left half sent on the same port.
+PADDING = bytes(65536)
+#: The first three words of the hello event: object 1, its size in bytes and opcode 0, the nonce.
+_HELLO_BEGINS = struct.Struct("=III")
+_HELLO_BYTES = 24
+
+
+class _End(Spoken):
+    """What both have: the pulse, and all connections and streams of the link."""
+
+    interface = "waylend_channel_v1"
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(link, CHANNEL_ID)
+        self.channel = link
+        link.add(self)
+
+    def on_ping(self, serial: int) -> None:
+        self.tell("pong", serial)
+
+    def on_pong(self, _serial: int) -> None:
+        """That it came is what it says."""
+
+    def _begin_pulse(self) -> None:
+        self.channel.begin_pulse(lambda serial: self.tell("ping", serial))
+
+    def end_all(self) -> None:
+        """Every connection finds its end, and every pipe. Nothing of that is told to the other half."""
+        muted, self.channel.mute = self.channel.mute, True
+        for spoken in list(self.channel.objects.values()):
+            if isinstance(spoken, Connection):
+                spoken.link_closed()
+            elif isinstance(spoken, Stream):
+                spoken.close()
+        self.channel.mute = muted
+
+    def close(self) -> None:
+        """Idempotent."""
+        self.channel.close()
+        self.end_all()
+
+
+class HostEnd(_End):
+    """Checks the guest half's hello, and hands over each connection that it makes.
+
+    ``on_connection`` takes it, and is called in the loop; ``on_over(why)`` when the link has ended by itself.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        fd: int,
+        *,
+        attachments: Attachments,
+        page_count: int,
+        on_connection: Callable[[Connection], None],
+        on_over: Callable[[str], None],
+        token: str = "",
+        silence_s: float = 30.0,
+    ) -> None:
+        self._attachments = attachments
+        self._page_count = page_count
+        self._on_connection = on_connection
+        self._on_over = on_over
+        self._token = token.encode()
+        self._greeted = False
+        super().__init__(Link(loop, fd, is_host=True, on_end=self._over, silence_s=silence_s))
+
+    def handle(self, opcode: int, body: memoryview) -> None:
+        if not self._greeted and opcode:
+            raise ChannelError("the guest half did not say hello: that is not waylend's channel")
+        super().handle(opcode, body)
+
+    def on_hello(self, version: int, _features: int, nonce: int, token: bytes) -> None:
+        if not hmac.compare_digest(token, self._token):
+            raise ChannelError("the guest half gave a wrong token")
+        if self._greeted:
+            logger.warning("the guest half began anew")
+            self.end_all()
+            self.channel.forget_all()
+        self.tell("hello", nonce, min(version, VERSION), 0, self._page_count)
+        if not version:
+            raise ChannelError(f"the guest half speaks no version of the channel; this half speaks {VERSION}")
+        self._greeted = True
+        self._begin_pulse()
+
+    def on_connect(self, object_id: int) -> None:
+        self.channel.check_new_id(object_id)
+        self._on_connection(Connection(self.channel, object_id, self._attachments))
+
+    def _over(self, why: str) -> None:
+        self.end_all()
+        self._on_over(why)
+
+
+class GuestEnd(_End):
+    """Says hello, and makes connections once the host half has answered.
+
+    ``on_ready(page_count)`` and ``on_over(why)`` are called in the loop; so is ``on_file_ended(lease)``. A link that is not
+    answered within ``deadline_s`` is over.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        fd: int,
+        *,
+        attachments: Attachments,
+        on_ready: Callable[[int], None],
+        on_file_ended: Callable[[int], None],
+        on_over: Callable[[str], None],
+        token: str = "",
+        is_port: bool = False,
+        deadline_s: float = 5.0,
+        silence_s: float = 30.0,
+    ) -> None:
+        self._attachments = attachments
+        self._on_ready = on_ready
+        self._on_file_ended = on_file_ended
+        self._on_over = on_over
+        self.ready = False
+        self._error = ""
+        super().__init__(Link(loop, fd, is_host=False, on_end=self._over, silence_s=silence_s))
+        self._nonce = secrets.randbits(32)
+        if is_port:
+            self.channel.sync_to = _HELLO_BEGINS.pack(CHANNEL_ID, _HELLO_BYTES << 16, self._nonce)
+            self.channel.send(self.outbox, PADDING)
+        self.tell("hello", VERSION, 0, self._nonce, token.encode())
+        self._deadline = loop.call_later(deadline_s, lambda: self._check_answer(deadline_s))
+
+    def _check_answer(self, deadline_s: float) -> None:
+        if not self.ready:
+            self.channel.fail(f"the host half did not answer within {deadline_s:g} s")
+
+    def handle(self, opcode: int, body: memoryview) -> None:
+        if not self.ready and opcode > 1:
+            raise ChannelError("the host half did not answer hello: that is not waylend's channel")
+        super().handle(opcode, body)
+
+    def on_hello(self, nonce: int, version: int, _features: int, page_count: int) -> None:
+        if self.ready or nonce != self._nonce:
+            raise ChannelError("the host half answered a hello that nobody said")
+        if version != VERSION:
+            raise ChannelError(f"the host half speaks version {version} of the channel, this half speaks {VERSION}")
+        self.ready = True
+        self._deadline.cancel()
+        self._begin_pulse()
+        self._on_ready(page_count)
+
+    def on_error(self, message: bytes) -> None:
+        self._error = f"the host half ended the channel: {message.decode(errors='replace')}"
+
+    def on_file_ended(self, lease: int) -> None:
+        self._on_file_ended(lease)
+
+    def connect(self) -> Connection:
+        """A new connection to the compositor. Raises ConnectionRefusedError while there is no host half."""
+        if not self.ready or self.channel.closed:
+            raise ConnectionRefusedError(0, "the host half is not there")
+        connection = Connection(self.channel, self.channel.new_id(), self._attachments)
+        # In the connection's own outbox, so that nothing of it overtakes this.
+        self.channel.send(connection.outbox, self.encode("connect", connection.object_id))
+        return connection
+
+    def _over(self, why: str) -> None:
+        self.ready = False
+        self._deadline.cancel()
+        self.end_all()
+        self._on_over(self._error or why)

@@ -1,0 +1,78 @@
+"""Leases of the aperture as the guest half asks for them: memory that a connection may write to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from waylend.channel.connection import Connection
+from waylend.channel.link import Link
+from waylend.channel.messages import Spoken
+from waylend.errors import ChannelError
+
+
+class LeaseAsked(Spoken):
+    """One lease, from asking to giving back. ``gfn`` is -1 until it is granted; ``failure`` says why it is not to be had.
+
+    ``on_change`` is called when either has changed.
+    """
+
+    interface = "waylend_lease_v1"
+
+    def __init__(self, link: Link, connection: Connection, page_count: int, on_change: Callable[[], None]) -> None:
+        super().__init__(link, link.new_id())
+        self.page_count = page_count
+        self.gfn = -1
+        self.failure = ""
+        self._link = link
+        self._connection = connection
+        self._on_change = on_change
+        link.add(self)
+        connection.tell("lease", self.object_id, page_count)
+
+    def on_granted(self, gfn: int) -> None:
+        if self.gfn >= 0:
+            raise ChannelError(f"{self}: granted twice")
+        self.gfn = gfn
+        self._on_change()
+
+    def on_refused(self, reason: bytes) -> None:
+        self._gone(reason.decode(errors="replace"))
+
+    def on_revoked(self) -> None:
+        """The pages went, and come back on touch."""
+
+    def on_ended(self) -> None:
+        self._gone("the host has ended the lease")
+
+    def _gone(self, why: str) -> None:
+        self.failure = why or "refused"
+        self._link.remove(self.object_id)
+        self._on_change()
+
+    def give_back(self) -> None:
+        """The lease is over, by our will. Idempotent."""
+        if not self.failure:
+            self.failure = "given back"
+            # After all that was said of buffers in it.
+            self._link.send(self._connection.outbox, self.encode("give_back"))
+            self._link.remove(self.object_id)
+
+
+class LeaseGiven(Spoken):
+    """The host half's side. ``on_give_back`` is called once the guest half has given it back."""
+
+    interface = "waylend_lease_v1"
+
+    def __init__(self, link: Link, object_id: int, give_back: Callable[[LeaseGiven], None]) -> None:
+        super().__init__(link, object_id)
+        self._link = link
+        self._give_back = give_back
+        link.add(self)
+
+    def on_give_back(self) -> None:
+        self._link.remove(self.object_id)
+        self._give_back(self)
+
+    def refuse(self, reason: str) -> None:
+        self.tell("refused", reason.encode(errors="replace")[:512].replace(b"\0", b"?"))
+        self._link.remove(self.object_id)

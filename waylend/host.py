@@ -1,0 +1,388 @@
+"""The host half: the compositor's side of a guest in a VM. One process, one domain, one guest.
+
+It owns the aperture and its leases, and takes nothing that the guest half says on trust. The domain serves faults from a
+process of its own; this one touches lent memory never.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+
+from waylend.backing.file import FileBacking
+from waylend.channel.connection import Connection
+from waylend.channel.halves import HostEnd
+from waylend.channel.leases import LeaseGiven
+from waylend.channel.transport import Address, check_identity, listen_for_guest
+from waylend.compositor import Compositor, keep_in_touch
+from waylend.control import ControlServer
+from waylend.domain.process import ProcessDomain
+from waylend.errors import ChannelError, LendingError, PeerError, UsageError
+from waylend.lending.lease import Lease, LossPolicy, Protection
+from waylend.lending.pages import PAGE_SIZE, page_count_of
+from waylend.policy import NOT_ACROSS_MACHINES, Policy
+from waylend.relay.events import Event, LeaseLent, LeaseReturned
+from waylend.relay.interpose import Interposer
+from waylend.relay.interpose.aperture import AperturePools, FilesAcross, OnlyPipes
+from waylend.relay.interpose.lent_files import FileLender
+from waylend.relay.interpose.registry import GlobalFilter, Registry
+from waylend.relay.interpose.toplevel import Toplevel
+from waylend.relay.loop import EPOLLIN, Loop
+from waylend.relay.relay import MakeInterposers, Relay
+from waylend.relay.session import Session, Trace
+from waylend.running import called_in_this_thread, claim, make_room_for_fds, new_control_path, running, single_errors
+from waylend.wire.spec import InterfaceSpec
+from waylend.wire.tables import load_tables
+
+logger = logging.getLogger(__name__)
+
+#: The most that a wl_shm pool can have, in whole pages: its size is an int32.
+_MOST_POOL_BYTES = (1 << 31) - PAGE_SIZE
+#: A lease that is given back ends so much later: the compositor may be about to look at it once more.
+_LINGER_S = 0.25
+
+
+class HostHalf:
+    """Lives in the loop's thread, with the relay. What attachments stand for is decided here (``Attachments``)."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        tables: Mapping[str, InterfaceSpec],
+        policy: Policy,
+        domain: ProcessDomain,
+        connect: Callable[[], socket.socket],
+        observer: Callable[[Event], None] | None = None,
+        trace: Trace | None = None,
+        token: str = "",
+        silence_s: float = 30.0,
+    ) -> None:
+        self._loop = loop
+        self._policy = policy.with_changes(deny=NOT_ACROSS_MACHINES)
+        self._tables = tables
+        self._domain = domain
+        self._token = token
+        self._silence_s = silence_s
+        self._bar_fd = domain.open_bar(writable=True)
+        status = os.fstat(self._bar_fd)
+        self._page_count = status.st_size // PAGE_SIZE
+        self.pool_bytes = min(status.st_size, _MOST_POOL_BYTES)
+        self.bar_identity = (status.st_dev, status.st_ino)
+        self._files = FileLender(domain)
+        self._retirer = _Retirer(domain)
+        self._passed: dict[int, tuple[Lease | None, int]] = {}
+        self._leases: dict[Connection, dict[int, Lease]] = {}
+        self._sessions: dict[int, Connection] = {}
+        self._end: HostEnd | None = None
+        self.relay = Relay(
+            loop,
+            tables=tables,
+            policy=self._policy,
+            connect=connect,
+            interposers=self._interposers(),
+            observer=observer,
+            trace=trace,
+        )
+
+    def _interposers(self) -> tuple[tuple[type[Interposer], ...], MakeInterposers]:
+        global_filter = GlobalFilter(self._tables, self._policy)
+
+        def make(session: Session) -> Iterable[Interposer]:
+            assert isinstance(session.client, Connection)
+            self._sessions[session.session_id] = session.client
+            return (
+                Registry(session, global_filter),
+                FilesAcross(session, self._files, self),
+                AperturePools(session, self),
+                OnlyPipes(session),
+                Toplevel(session),
+            )
+
+        return (Registry, FilesAcross, AperturePools, OnlyPipes, Toplevel), make
+
+    # The guest half
+
+    def listen(self, sock: socket.socket, uids: frozenset[int], cids: frozenset[int]) -> None:
+        """Takes the guest half from a listening socket, which stays its maker's to close (after the loop)."""
+        sock.setblocking(False)
+
+        def accept(_events: int) -> None:
+            try:
+                guest, _ = sock.accept()
+            except OSError as error:
+                logger.warning("can't take the guest half in: %s", error.strerror)
+                return
+            try:
+                check_identity(guest, uids, cids)
+                self.take_in(guest.detach())
+            except ChannelError as error:
+                logger.warning("%s", error)
+                guest.close()
+
+        self._loop.add(sock.fileno(), EPOLLIN, accept)
+
+    def take_in(self, fd: int) -> None:
+        """The guest half's byte stream, which is ours from now on."""
+        if self._end is not None:
+            logger.warning("a guest half is here already: another is turned away")
+            os.close(fd)
+            return
+        logger.info("a guest half connected")
+        self._end = HostEnd(
+            self._loop,
+            fd,
+            attachments=self,
+            page_count=self._page_count,
+            on_connection=self._on_connection,
+            on_over=self._on_over,
+            token=self._token,
+            silence_s=self._silence_s,
+        )
+
+    def _on_connection(self, connection: Connection) -> None:
+        self._leases[connection] = {}
+        self.relay.take_in(connection)
+
+    def _on_over(self, why: str) -> None:
+        logger.warning("the channel to the guest half is over: %s", why)
+        self._end = None
+
+    # Attachments
+
+    def attach(self, connection: Connection, fd: int) -> bool:
+        if fd not in self._passed:
+            return False
+        lease, size_bytes = self._passed.pop(fd)
+        if lease is None:
+            connection.tell("attach_file", 0, 0, 0)
+        else:
+            connection.tell("attach_file", lease.lease_id, lease.gfns.start, size_bytes)
+        return True
+
+    def open_aperture(self, _connection: Connection) -> int:
+        return os.dup(self._bar_fd)
+
+    def open_file(self, _connection: Connection, _lease: int, _gfn: int, _size_bytes: int) -> int:
+        raise PeerError("a guest half attaches no files")
+
+    def lease_asked(self, connection: Connection, object_id: int, page_count: int) -> None:
+        given = LeaseGiven(connection.channel, object_id, lambda given: self._give_back(connection, given))
+        leases = self._leases.get(connection)
+        if leases is None:
+            given.refuse("the connection is over")
+            return
+        try:
+            if not 0 < page_count <= self._page_count:
+                raise LendingError(f"{page_count} pages are more than the aperture has")
+            lease = self._lend(page_count)
+        except (LendingError, OSError) as error:
+            logger.info("a guest asked for %d pages: %s", page_count, error)
+            given.refuse(f"{error}")
+            return
+        leases[object_id] = lease
+        connection.channel.send(connection.outbox, given.encode("granted", lease.gfns.start))
+        self.relay.emit(LeaseLent(self._session_of(connection), lease.lease_id, lease.name, lease.size_bytes))
+
+    def _lend(self, page_count: int) -> Lease:
+        fd = os.memfd_create("waylend-buffer", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, page_count * PAGE_SIZE)
+        except OSError:
+            os.close(fd)
+            raise
+        backing = FileBacking(fd, writable=True)
+        try:
+            # The compositor looks at these pages, too: what is lost is black, and no fault of the compositor's.
+            return self._domain.lend(
+                backing, protection=Protection.READ_WRITE, loss=LossPolicy.ZERO, name="wl_shm buffers"
+            )
+        except BaseException:
+            backing.close()
+            raise
+
+    def _session_of(self, connection: Connection) -> int:
+        return next((number for number, one in self._sessions.items() if one is connection), 0)
+
+    def _give_back(self, connection: Connection, given: LeaseGiven) -> None:
+        lease = self._leases.get(connection, {}).pop(given.object_id, None)
+        if lease is not None:
+            self._retire(connection, lease)
+
+    def _retire(self, connection: Connection, lease: Lease) -> None:
+        self._retirer.retire(lease)
+        self.relay.emit(LeaseReturned(self._session_of(connection), lease.lease_id))
+
+    def connection_over(self, connection: Connection) -> None:
+        for object_id, lease in self._leases.pop(connection, {}).items():
+            connection.channel.remove(object_id)
+            self._retire(connection, lease)
+        self._sessions.pop(self._session_of(connection), None)
+
+    # What the interposers ask for
+
+    def leases_of(self, session_id: int) -> Iterable[Lease]:
+        return self._leases.get(self._sessions[session_id], {}).values()
+
+    def file_passed(self, fd: int, lease: Lease | None, size_bytes: int) -> None:
+        self._passed[fd] = (lease, size_bytes)
+
+    def file_ended(self, lease: Lease) -> None:
+        if self._end is not None:
+            self._end.tell("file_ended", lease.lease_id)
+
+    def close(self) -> None:
+        """In the loop's thread, or after it has ended: ends the channel, all sessions and all leases."""
+        end, self._end = self._end, None
+        if end is not None:
+            end.close()
+        self.relay.close()
+        self._retirer.close()
+        os.close(self._bar_fd)
+
+
+class _Retirer:
+    """Ends leases on a thread of its own: that waits for write-backs, which the relay must not."""
+
+    def __init__(self, domain: ProcessDomain) -> None:
+        self._domain = domain
+        self._leases: queue.SimpleQueue[tuple[float, Lease] | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="retirer", daemon=True)
+        self._thread.start()
+
+    def retire(self, lease: Lease) -> None:
+        self._leases.put((time.monotonic() + _LINGER_S, lease))
+
+    def _run(self) -> None:
+        while (entry := self._leases.get()) is not None:
+            due, lease = entry
+            self._closing.wait(max(0.0, due - time.monotonic()))
+            try:
+                self._domain.end(lease)
+            except LendingError as error:
+                logger.error("ending lease %d: %s", lease.lease_id, error)
+
+    def close(self) -> None:
+        self._closing.set()
+        self._leases.put(None)
+        self._thread.join()
+
+
+@dataclass
+class Host:
+    """A running host half. ``bar_path`` is the aperture's file, for a VMM. ``ended`` is set when the compositor has gone."""
+
+    channel: str
+    control_path: Path | None
+    bar_path: str
+    domain: ProcessDomain
+    ended: anyio.Event = field(default_factory=anyio.Event)
+
+
+@asynccontextmanager
+async def serve_guest(
+    *,
+    channel: str,
+    host: str | socket.socket | None = None,
+    policy: Policy | None = None,
+    name: str = "guest",
+    bar_link: str | None = None,
+    token: str = "",
+    uids: Sequence[int] = (),
+    cids: Sequence[int] = (),
+    once: bool = False,
+    control: str | bool = True,
+    silence_s: float = 30.0,
+    on_event: Callable[[Event], None] | None = None,
+    trace: Trace | None = None,
+) -> AsyncIterator[Host]:
+    """Runs the host half until the context is left; then the guest's windows close and its leases end.
+
+    ``channel`` is where the guest half (or its VMM) connects: ``unix:PATH`` or ``vsock:PORT``. ``bar_link`` is a symbolic
+    link to make to the aperture's file. ``token``, ``uids`` (besides our own and root) and ``cids`` say who may be the guest
+    half. For the others see ``proxy.serve``. Raises UsageError, Unavailable, CompositorError.
+    """
+    policy = policy or Policy()
+    compositor = Compositor.named(host)
+    address = Address.parse(channel)
+    tables = load_tables()
+    make_room_for_fds()
+    async with single_errors(), AsyncExitStack() as stack:
+        listening = _listen(stack, address)
+        domain = ProcessDomain(
+            name,
+            aperture_pages=page_count_of(policy.limits.aperture_bytes),
+            lease_limit=policy.limits.leases,
+            gap_zeros=True,
+        )
+        stack.callback(domain.close)
+        if bar_link is not None:
+            _link(stack, bar_link, domain.bar_path)
+        running_host = Host(f"{address}", None, domain.bar_path, domain)
+        loop = Loop()
+        half = HostHalf(
+            loop,
+            tables=tables,
+            policy=policy,
+            domain=domain,
+            connect=compositor.new_connection,
+            observer=await stack.enter_async_context(called_in_this_thread(on_event)) if on_event else None,
+            trace=trace,
+            token=token,
+            silence_s=silence_s,
+        )
+        await stack.enter_async_context(running(loop, half.close))
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        stack.callback(tasks.cancel_scope.cancel)
+        if compositor.path:
+            await tasks.start(keep_in_touch, compositor, running_host.ended, tables, name, once)
+        running_host.control_path = (
+            Path(control) if isinstance(control, str) else new_control_path() if control else None
+        )
+        if running_host.control_path:
+            about = {"pid": os.getpid(), "listen": [f"{address}"], "host": f"{compositor.path or 'a socket'}"}
+            server = ControlServer({domain.name: domain}, about)
+            await stack.enter_async_context(server.listening(running_host.control_path))
+        allowed = frozenset({0, os.geteuid(), *uids})
+        loop.call(lambda: half.listen(listening, allowed, frozenset(cids)))
+        yield running_host
+
+
+def _listen(stack: AsyncExitStack, address: Address) -> socket.socket:
+    if address.kind == "unix":
+        (listening,), _paths = claim(stack, os.path.abspath(address.path), 0o600)
+        return listening
+    if address.kind == "vsock":
+        try:
+            return stack.enter_context(listen_for_guest(address))
+        except OSError as error:
+            raise UsageError(f"can't listen on {address}: {error.strerror}") from error
+    raise UsageError(f"{address}: a host half has no port; give the unix socket that the VMM connects the port to")
+
+
+def _link(stack: AsyncExitStack, link: str, target: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.islink(link):  # a dead host half left it
+            os.unlink(link)
+    try:
+        os.symlink(target, link)
+    except OSError as error:
+        raise UsageError(f"can't make the link {link}: {error.strerror}") from error
+
+    def unlink() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(link)
+
+    stack.callback(unlink)
