@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -26,6 +28,8 @@ from waylend.domain.kvm import KvmDomain
 from waylend.domain.kvm_vm import Exit, ExitKind
 from waylend.domain.memfd import MemfdDomain
 from waylend.domain.process import ProcessDomain
+from waylend.domain.xen_hypervisor import GuestFault
+from waylend.domain.xen_model import XenModelDomain
 from waylend.errors import Unavailable
 from waylend.lending.lease import Lease
 from waylend.lending.pages import PAGE_SIZE
@@ -186,6 +190,59 @@ class GuestBorrower:
         self._guest.close()
 
 
+class ModelBorrower:
+    """A vCPU of the model's guest. What it waits for, it waits for in a thread, until its deadline."""
+
+    def __init__(self, domain: XenModelDomain, lease: Lease) -> None:
+        assert domain.guest is not None
+        self._vcpu = domain.guest.add_vcpu()
+        self._base = domain.guest_address(lease)
+        self._writable = lease.writable
+        self._spinning: threading.Thread | None = None
+
+    def _run(self, access: Callable[[], object]) -> object:
+        done: queue.SimpleQueue[object] = queue.SimpleQueue()
+
+        def run() -> None:
+            try:
+                done.put(access())
+            except GuestFault as fault:
+                done.put(fault)
+
+        threading.Thread(target=run, daemon=True).start()
+        found = done.get(timeout=DEADLINE_S)
+        if isinstance(found, GuestFault):
+            raise Faulted
+        return found
+
+    def read(self, offset_bytes: int, size_bytes: int) -> bytes:
+        found = self._run(lambda: self._vcpu.read(self._base + offset_bytes, size_bytes))
+        assert isinstance(found, bytes)
+        return found
+
+    def write(self, offset_bytes: int, content: bytes) -> None:
+        self._run(lambda: self._vcpu.write(self._base + offset_bytes, content))
+
+    def spin(self, offset_bytes: int) -> None:
+        address = self._base + offset_bytes
+
+        def run() -> None:
+            with contextlib.suppress(GuestFault):
+                while not self._vcpu.killed:
+                    if self._writable:
+                        self._vcpu.write(address, b"\7")
+                    else:
+                        self._vcpu.read(address, 1)
+
+        self._spinning = threading.Thread(target=run)
+        self._spinning.start()
+
+    def kill(self) -> None:
+        self._vcpu.kill()
+        if self._spinning is not None:
+            self._spinning.join(DEADLINE_S)
+
+
 @dataclass(frozen=True)
 class Kind:
     """One mechanism in the contract tests."""
@@ -208,10 +265,16 @@ def borrow_by_guest(domain: Domain, lease: Lease) -> Borrower:
     return GuestBorrower(domain, lease)
 
 
+def borrow_by_model(domain: Domain, lease: Lease) -> Borrower:
+    assert isinstance(domain, XenModelDomain)
+    return ModelBorrower(domain, lease)
+
+
 DOMAINS = [
     Kind("fuse", FuseDomain, borrow_fd),
     Kind("process", ProcessDomain, borrow_fd),
     Kind("kvm", KvmDomain, borrow_by_guest),
+    Kind("xen_model", XenModelDomain, borrow_by_model),
     Kind("memfd", MemfdDomain, borrow_fd, serves_faults=False, knows_unused=False),
 ]
 

@@ -68,3 +68,23 @@ def test_embed_serve_tells_of_windows_and_leases(shim: Shim, tmp_path: Path) -> 
     ):
         assert re.search(f"^{line}", told, re.MULTILINE), told
     assert [path.name for path in tmp_path.rglob("*")] == ["waylend"], "more than the empty folder stays"
+
+
+def test_xen_lending_tells_the_story_of_a_buffer() -> None:
+    done = subprocess.run(
+        [sys.executable, f"{EXAMPLES / 'xen_lending.py'}"], capture_output=True, text=True, timeout=60, check=True
+    )
+    for line in (
+        "0 of 4 pages present",
+        "the guest reads b'blue'",
+        "0 pages present; the buffer is in system memory",
+        "the guest reads b'red!blue'",
+        "hypercall: EFAULT",
+        "grant: EPERM",
+        "device: EPERM",
+        "migration: EBUSY",
+        "revoked in",
+        "a fault in the guest, at gfn 0x100000",
+        "[ended: 4 page(s) from page 0]",
+    ):
+        assert line in done.stdout, done.stdout

@@ -1,0 +1,295 @@
+"""The model of Xen: vCPUs that wait, what a lender may do, and what lent memory is not good for."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.domain.borrowers import file_backing_fd
+from tests.processes import wait_until
+from waylend.backing.file import FileBacking
+from waylend.backing.vram import VramHeap
+from waylend.domain.xen_hypervisor import GuestDomain, GuestFault, HypercallError, Hypervisor, LendingFd
+from waylend.domain.xen_model import XenModelDomain
+from waylend.lending.lease import BackingIndex, Protection
+from waylend.lending.pages import PAGE_SHIFT, PAGE_SIZE, PageRange
+
+LENT = PageRange(0x1000, 0x1004)
+AT = LENT.start << PAGE_SHIFT
+RAM_GFN = 1
+CONTENT = b"\x11" * PAGE_SIZE
+
+
+@pytest.fixture
+def hypervisor() -> Hypervisor:
+    return Hypervisor()
+
+
+@pytest.fixture
+def guest(hypervisor: Hypervisor) -> GuestDomain:
+    return hypervisor.create_domain(ram_pages=4)
+
+
+@pytest.fixture
+def lending(hypervisor: Hypervisor, guest: GuestDomain) -> LendingFd:
+    """A domain with four lent pages, the first of which is there."""
+    lending = hypervisor.open_lending(0, guest.domain_id)
+    lending.lend(LENT, writable=True)
+    lending.resolve(LENT.start, CONTENT)
+    return lending
+
+
+def refused(call: Callable[[], object]) -> str:
+    with pytest.raises(HypercallError) as caught:
+        call()
+    return errno.errorcode[caught.value.errno]
+
+
+# vCPUs
+
+
+def test_vcpu_pauses_at_an_absent_page_and_goes_on_with_what_the_lender_brings(
+    guest: GuestDomain, lending: LendingFd
+) -> None:
+    vcpu = guest.add_vcpu()
+    assert vcpu.touch(AT) == b"\x11"
+    assert vcpu.touch(AT + PAGE_SIZE, content=b"x") is None
+    assert vcpu.paused_at == LENT.start + 1
+    assert lending.next_fault(0) == (vcpu.vcpu_id, LENT.start + 1, True)
+    lending.resolve(LENT.start + 1, bytes(PAGE_SIZE))
+    assert vcpu.paused_at is None
+    assert vcpu.touch(AT + PAGE_SIZE, content=b"x") == b"x"
+    assert lending.next_fault(0) is None
+
+
+def test_one_fault_is_told_for_all_that_wait_at_a_page(guest: GuestDomain, lending: LendingFd) -> None:
+    vcpus = [guest.add_vcpu() for _ in range(3)]
+    assert [vcpu.touch(AT + PAGE_SIZE) for vcpu in vcpus] == [None] * 3
+    assert lending.next_fault(0) is not None
+    assert lending.next_fault(0) is None
+    lending.resolve(LENT.start + 1, CONTENT)
+    assert {vcpu.paused_at for vcpu in vcpus} == {None}
+
+
+def test_access_across_pages_waits_for_each(guest: GuestDomain, lending: LendingFd) -> None:
+    vcpu = guest.add_vcpu()
+    found: list[bytes] = []
+    reader = threading.Thread(target=lambda: found.append(vcpu.read(AT + PAGE_SIZE - 2, 4)))
+    reader.start()
+    fault = lending.next_fault(10)
+    assert fault is not None
+    lending.resolve(fault.gfn, b"\x22" * PAGE_SIZE)
+    reader.join(10)
+    assert found == [b"\x11\x11\x22\x22"]
+
+
+def test_revoking_takes_pages_from_every_vcpu_and_brings_back_what_was_written(
+    guest: GuestDomain, lending: LendingFd
+) -> None:
+    vcpu = guest.add_vcpu()
+    vcpu.touch(AT + 5, content=b"dirty")
+    ((gfn, content),) = lending.revoke(LENT)
+    assert (gfn, content[5:10]) == (LENT.start, b"dirty")
+    assert vcpu.touch(AT) is None
+    assert lending.revoke(LENT) == []
+
+
+def test_cleaning_leaves_the_pages_and_tells_each_store_once(guest: GuestDomain, lending: LendingFd) -> None:
+    vcpu = guest.add_vcpu()
+    vcpu.touch(AT, content=b"a")
+    assert len(lending.clean(LENT)) == 1
+    assert lending.clean(LENT) == []
+    vcpu.touch(AT, content=b"b")
+    assert [content[:1] for _, content in lending.clean(LENT)] == [b"b"]
+
+
+def test_lost_page_is_a_fault_in_the_guest_until_it_is_revoked(guest: GuestDomain, lending: LendingFd) -> None:
+    vcpu = guest.add_vcpu()
+    lending.fail(LENT.start + 1)
+    with pytest.raises(GuestFault):
+        vcpu.touch(AT + PAGE_SIZE)
+    lending.revoke(LENT)
+    assert vcpu.touch(AT + PAGE_SIZE) is None
+
+
+def test_read_only_page_and_no_memory_are_faults(guest: GuestDomain, lending: LendingFd) -> None:
+    lending.lend(PageRange(0x2000, 0x2001), writable=False)
+    vcpu = guest.add_vcpu()
+    for address, content in ((0x2000 << PAGE_SHIFT, b"x"), (0x3000 << PAGE_SHIFT, None)):
+        with pytest.raises(GuestFault):
+            vcpu.touch(address, content=content)
+
+
+def test_killed_vcpu_waits_for_nothing(guest: GuestDomain, lending: LendingFd) -> None:
+    vcpu = guest.add_vcpu()
+    vcpu.touch(AT + PAGE_SIZE)
+    vcpu.kill()
+    lending.resolve(LENT.start + 1, CONTENT)
+    assert guest.waiting == {}
+
+
+# The capability
+
+
+def test_only_who_controls_a_domain_may_lend_to_it_and_only_one_at_a_time(hypervisor: Hypervisor) -> None:
+    guest = hypervisor.create_domain()
+    stranger = hypervisor.create_domain()
+    assert refused(lambda: hypervisor.open_lending(stranger.domain_id, guest.domain_id)) == "EPERM"
+    assert refused(lambda: hypervisor.open_lending(0, 99)) == "ESRCH"
+    lending = hypervisor.open_lending(0, guest.domain_id)
+    assert refused(lambda: hypervisor.open_lending(0, guest.domain_id)) == "EBUSY"
+    lending.close()
+    hypervisor.open_lending(0, guest.domain_id)
+    # A driver domain controls what it made, and dom0 needn't.
+    child = hypervisor.create_domain(stranger.domain_id)
+    hypervisor.open_lending(stranger.domain_id, child.domain_id)
+    assert refused(lambda: hypervisor.open_lending(0, child.domain_id)) == "EPERM"
+
+
+def test_capability_reaches_lent_memory_of_its_domain_and_nothing_else(guest: GuestDomain, lending: LendingFd) -> None:
+    ram = PageRange(RAM_GFN, RAM_GFN + 1)
+    assert refused(lambda: lending.resolve(RAM_GFN, CONTENT)) == "EINVAL"
+    assert refused(lambda: lending.fail(RAM_GFN)) == "EINVAL"
+    assert refused(lambda: lending.revoke(ram)) == "EINVAL"
+    assert refused(lambda: lending.end(ram)) == "EINVAL"
+    assert refused(lambda: lending.end(PageRange(LENT.start, LENT.start + 1))) == "EINVAL"
+    assert refused(lambda: lending.lend(ram, writable=True)) == "EEXIST"
+    assert refused(lambda: lending.lend(LENT, writable=True)) == "EEXIST"
+
+
+def test_closing_it_ends_all_that_was_lent(guest: GuestDomain, lending: LendingFd) -> None:
+    vcpu = guest.add_vcpu()
+    vcpu.touch(AT + PAGE_SIZE)
+    lending.close()
+    assert vcpu.paused_at is None
+    with pytest.raises(GuestFault):
+        vcpu.touch(AT)
+    assert refused(lambda: lending.lend(LENT, writable=True)) == "ESTALE"
+
+
+def test_dead_domain_holds_up_nothing(hypervisor: Hypervisor, guest: GuestDomain, lending: LendingFd) -> None:
+    hypervisor.destroy_domain(guest.domain_id)
+    assert lending.revoke(LENT) == []
+    lending.end(LENT)
+    assert refused(lambda: lending.resolve(LENT.start, CONTENT)) == "ESTALE"
+    assert lending.next_fault(10) is None
+
+
+# What lent memory is not good for
+
+
+def test_hypercalls_see_lent_memory_as_absent(hypervisor: Hypervisor, guest: GuestDomain, lending: LendingFd) -> None:
+    ram = RAM_GFN << PAGE_SHIFT
+    hypervisor.copy_to_guest(guest.domain_id, ram, b"result")
+    assert hypervisor.copy_from_guest(guest.domain_id, ram, 6) == b"result"
+    for address in (AT, AT + PAGE_SIZE):  # present or not
+        assert refused(lambda address=address: hypervisor.copy_from_guest(guest.domain_id, address, 6)) == "EFAULT"
+        assert refused(lambda address=address: hypervisor.copy_to_guest(guest.domain_id, address, b"x")) == "EFAULT"
+    assert lending.next_fault(0) is None, "the lender isn't asked for a page"
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_lent_memory_goes_no_further(
+    hypervisor: Hypervisor, guest: GuestDomain, lending: LendingFd, present: bool
+) -> None:
+    gfn = LENT.start + (not present)
+    other = hypervisor.create_domain()
+    ways: list[Callable[[int], object]] = [
+        lambda gfn: hypervisor.grant(guest.domain_id, gfn, other.domain_id),
+        lambda gfn: hypervisor.map_foreign(0, guest.domain_id, gfn),
+        lambda gfn: hypervisor.lend_onwards(guest.domain_id, gfn),
+        lambda gfn: hypervisor.map_in_iommu(guest.domain_id, gfn),
+    ]
+    for way in ways:
+        way(RAM_GFN)
+        assert refused(lambda way=way: way(gfn)) == "EPERM"
+    assert guest.iommu == {RAM_GFN}
+    assert refused(lambda: hypervisor.map_foreign(other.domain_id, guest.domain_id, RAM_GFN)) == "EPERM"
+
+
+def test_borrower_migrates_only_with_its_lender(hypervisor: Hypervisor, guest: GuestDomain, lending: LendingFd) -> None:
+    assert refused(lambda: hypervisor.save(guest.domain_id)) == "EBUSY"
+    other = hypervisor.open_lending(0, hypervisor.create_domain().domain_id)
+    assert refused(lambda: hypervisor.save(guest.domain_id, lender=other)) == "EBUSY"
+    assert set(hypervisor.save(guest.domain_id, lender=lending)) == {0, 1, 2, 3}, "lent pages stay behind"
+    lending.end(LENT)
+    hypervisor.save(guest.domain_id)
+
+
+# The lender's side
+
+
+@pytest.fixture
+def domain() -> Iterator[XenModelDomain]:
+    domain = XenModelDomain("xen", aperture_pages=1024)
+    yield domain
+    domain.close()
+
+
+def test_gpu_buffer_that_moves_is_followed(domain: XenModelDomain) -> None:
+    heap = VramHeap(vram_pages=8, visible_pages=4, system_pages=8)
+    buffer = heap.allocate(4)
+    buffer.draw(PageRange(0, 4), CONTENT * 4)
+    lease = domain.lend(buffer, protection=Protection.READ_WRITE)
+    assert domain.guest is not None
+    vcpu = domain.guest.add_vcpu()
+    address = domain.guest_address(lease)
+    assert vcpu.read(address, 4) == b"\x11" * 4
+    vcpu.write(address, b"mine")
+    heap.evict(buffer)
+    assert lease.pages_present == 0
+    assert vcpu.read(address, 5) == b"mine\x11"
+    heap.unplug()
+    with pytest.raises(GuestFault):
+        vcpu.read(address, 1)
+    domain.end(lease)
+    heap.close()
+
+
+def test_domain_that_dies_takes_its_leases_along_without_a_word(domain: XenModelDomain) -> None:
+    hypervisor = Hypervisor()
+    guest = hypervisor.create_domain()
+    lender = XenModelDomain("d", aperture_pages=64, operations=hypervisor.open_lending(0, guest.domain_id))
+    lease = lender.lend(FileBacking(file_backing_fd(4)))
+    hypervisor.destroy_domain(guest.domain_id)
+    assert lender.revoke(lease) == 0
+    lender.close()
+
+
+def test_many_domains_with_many_leases() -> None:
+    """A fiftieth of what the model is made for, with one lender that serves them all by itself."""
+    hypervisor, index = Hypervisor(), BackingIndex()
+    lenders = []
+    for number in range(20):
+        guest = hypervisor.create_domain()
+        lender = XenModelDomain(
+            f"d{number}",
+            aperture_pages=1000,
+            thread_count=0,
+            by_backing=index,
+            operations=hypervisor.open_lending(0, guest.domain_id),
+        )
+        backing = FileBacking(file_backing_fd(1))
+        for _ in range(1000):
+            lender.lend(backing)
+        lenders.append((guest, lender))
+    for guest, lender in lenders:
+        vcpu = guest.add_vcpu()
+        for page in range(0, 1000, 100):
+            address = (lender.first_gfn + page) << PAGE_SHIFT
+            assert vcpu.touch(address) is None
+            assert lender.serve_pending() == 1
+            assert vcpu.touch(address) == b"\x01"
+    assert len(index) == 20_000
+    for _, lender in lenders:
+        assert lender.revoke_all() == 10
+        lender.close()
+    assert len(index) == 0
+
+
+def test_waiting_lender_ends_with_close(domain: XenModelDomain) -> None:
+    domain.close()
+    wait_until(lambda: not any(thread.is_alive() for thread in domain._threads), "its threads")

@@ -1,0 +1,427 @@
+"""A model of a hypervisor that lends memory between domains, as the lending design for Xen has it (DESIGN, section 4).
+
+It has what the design needs and no more: domains with a p2m, virtual CPUs that pause at a lent page that isn't there, the
+lending hypercalls, and the other hypercalls in as far as they must know lent pages: copies from and to a guest, grants,
+foreign mappings, the IOMMU, migration. The lender's interface is shaped after KVM's: a ``LendingFd`` is a capability for one
+domain, like the descriptor of a virtual machine; ranges are like memory slots; a fault is told like KVM_EXIT_MEMORY_FAULT.
+
+Where real hardware copies a pointer, this copies bytes: a lent page is a ``Frame`` that the lender fills. Each domain has a
+lock of its own, so a thousand domains don't wait for each other. Errors are Linux's and Xen's numbers (``HypercallError``).
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from waylend.errors import LendingError
+from waylend.lending.pages import PAGE_SHIFT, PAGE_SIZE, PageRange
+
+
+class HypercallError(LendingError):
+    """A hypercall was refused. ``errno`` says why, as Linux and Xen number it."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(f"{errno.errorcode[number]}: {text}")
+        self.errno = number
+
+
+class GuestFault(LendingError):
+    """The access was a fault that the guest gets: nothing is there, it is read-only, or its page is lost."""
+
+
+class P2MType(enum.Enum):
+    """What a guest frame number stands for."""
+
+    RAM = "ram"
+    #: Lent, and no page there: an access pauses the vCPU.
+    LENT_ABSENT = "lent, absent"
+    LENT = "lent"
+    #: Lent, and lost: an access is a fault in the guest, until the page is revoked.
+    LENT_LOST = "lent, lost"
+
+
+class Frame:
+    """A page of the host."""
+
+    __slots__ = ("content", "dirty")
+
+    def __init__(self, content: bytes = bytes(PAGE_SIZE)) -> None:
+        self.content = bytearray(content)
+        self.dirty = False
+
+
+class _Entry:
+    """What is in the p2m for one gfn."""
+
+    __slots__ = ("frame", "kind", "writable")
+
+    def __init__(self, kind: P2MType, frame: Frame | None, writable: bool) -> None:
+        self.kind = kind
+        self.frame = frame
+        self.writable = writable
+
+
+class FaultRecord(NamedTuple):
+    """A vCPU that waits at a lent page (as struct kvm_run's memory_fault has it)."""
+
+    vcpu_id: int
+    gfn: int
+    write: bool
+
+
+class Dirtied(NamedTuple):
+    """A page that was revoked, and that the borrower had written to."""
+
+    gfn: int
+    content: bytes
+
+
+class Vcpu:
+    """A virtual CPU. ``touch`` is one access, tried once; ``read`` and ``write`` wait for as long as it is kept paused."""
+
+    def __init__(self, domain: GuestDomain, vcpu_id: int) -> None:
+        self._domain = domain
+        self.vcpu_id = vcpu_id
+        self.paused_at: int | None = None
+        self.killed = False
+
+    def touch(self, address: int, size_bytes: int = 1, content: bytes | None = None) -> bytes | None:
+        """Reads (or with ``content`` writes) within one page. None: the vCPU is paused now. Raises GuestFault."""
+        gfn, offset_bytes = address >> PAGE_SHIFT, address & (PAGE_SIZE - 1)
+        with self._domain.lock:
+            entry = self._domain.p2m.get(gfn)
+            if entry is None or entry.kind is P2MType.LENT_LOST or (content is not None and not entry.writable):
+                raise GuestFault(f"gfn {gfn:#x}")
+            if entry.frame is None:
+                self._pause(FaultRecord(self.vcpu_id, gfn, content is not None))
+                return None
+            if content is None:
+                return bytes(entry.frame.content[offset_bytes : offset_bytes + size_bytes])
+            entry.frame.content[offset_bytes : offset_bytes + len(content)] = content
+            entry.frame.dirty = True
+            return content
+
+    def _pause(self, record: FaultRecord) -> None:
+        if self.paused_at is None:
+            self.paused_at = record.gfn
+            waiting = self._domain.waiting.setdefault(record.gfn, [])
+            waiting.append(self)
+            if len(waiting) == 1:  # one fault a page is told; whoever comes later waits with the first
+                self._domain.faults.append(record)
+                self._domain.changed.notify_all()
+
+    def read(self, address: int, size_bytes: int) -> bytes:
+        """Raises GuestFault."""
+        return b"".join(self._settled(at, size, None) for at, size, _ in _pieces(address, size_bytes))
+
+    def write(self, address: int, content: bytes) -> None:
+        """Raises GuestFault."""
+        for at, size, start in _pieces(address, len(content)):
+            self._settled(at, size, content[start : start + size])
+
+    def _settled(self, address: int, size_bytes: int, content: bytes | None) -> bytes:
+        while True:
+            done = self.touch(address, size_bytes, content)
+            if done is not None:
+                return done
+            with self._domain.changed:
+                while self.paused_at is not None and not self.killed:
+                    self._domain.changed.wait()
+            if self.killed:
+                raise GuestFault("the vCPU was killed")
+
+    def kill(self) -> None:
+        """It is gone, wherever it was. Idempotent."""
+        with self._domain.changed:
+            self.killed = True
+            if self.paused_at is not None:
+                self._domain.waiting[self.paused_at].remove(self)
+                self.paused_at = None
+            self._domain.changed.notify_all()
+            self._domain.vcpus.discard(self)
+            idle = not self._domain.vcpus
+        if idle:
+            self._domain.on_idle()
+
+
+class GuestDomain:
+    """A domain, as the hypervisor has it. Guarded by ``lock``; ``changed`` is told of faults and of whoever goes on."""
+
+    def __init__(self, domain_id: int, ram_pages: int, owner_id: int | None) -> None:
+        self.domain_id = domain_id
+        self.owner_id = owner_id
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
+        self.p2m: dict[int, _Entry] = {gfn: _Entry(P2MType.RAM, Frame(), True) for gfn in range(ram_pages)}
+        self.lent: dict[int, PageRange] = {}
+        self.faults: deque[FaultRecord] = deque()
+        self.waiting: dict[int, list[Vcpu]] = {}
+        self.iommu: set[int] = set()
+        self.lending: LendingFd | None = None
+        self.dead = False
+        self.vcpus: set[Vcpu] = set()
+        #: Called when the last vCPU has gone.
+        self.on_idle: Callable[[], None] = lambda: None
+        self._vcpu_ids = itertools.count()
+
+    def add_vcpu(self) -> Vcpu:
+        vcpu = Vcpu(self, next(self._vcpu_ids))
+        with self.lock:
+            self.vcpus.add(vcpu)
+        return vcpu
+
+    def let_go_on(self, gfn: int) -> None:
+        """Whoever waits at ``gfn`` tries again. Under the lock."""
+        for vcpu in self.waiting.pop(gfn, ()):
+            vcpu.paused_at = None
+        self.changed.notify_all()
+
+    def ram(self, gfn: int) -> Frame:
+        """The page behind a gfn for somebody else's purposes: lent memory is as absent as no memory. Raises HypercallError."""
+        entry = self.p2m.get(gfn)
+        if entry is None or entry.kind is not P2MType.RAM or entry.frame is None:
+            raise HypercallError(errno.EFAULT, f"domain {self.domain_id} has no memory of its own at gfn {gfn:#x}")
+        return entry.frame
+
+
+class LendingFd:
+    """The capability to lend to one domain, and to no other: the lender's hypercalls. Ends when it is closed or the domain dies.
+
+    None of them waits for the borrower. Ranges are whole: what ``lend`` began, ``end`` ends.
+    """
+
+    def __init__(self, domain: GuestDomain) -> None:
+        self._domain = domain
+        self.closed = False
+
+    def _check_open(self) -> None:
+        if self.closed or self._domain.dead:
+            raise HypercallError(errno.ESTALE, "the domain is gone, or the capability was closed")
+
+    def lend(self, gfns: PageRange, *, writable: bool) -> None:
+        """The domain may touch ``gfns`` from now on; none of them has a page. EEXIST where there is memory already."""
+        domain = self._domain
+        with domain.lock:
+            self._check_open()
+            if any(gfn in domain.p2m for gfn in range(*gfns)):
+                raise HypercallError(errno.EEXIST, f"there is memory between gfns {gfns.start:#x} and {gfns.end:#x}")
+            domain.lent[gfns.start] = gfns
+            for gfn in range(*gfns):
+                domain.p2m[gfn] = _Entry(P2MType.LENT_ABSENT, None, writable)
+
+    def _lent(self, gfn: int) -> _Entry:
+        self._check_open()
+        entry = self._domain.p2m.get(gfn)
+        if entry is None or entry.kind is P2MType.RAM:
+            raise HypercallError(errno.EINVAL, f"gfn {gfn:#x} is not lent")
+        return entry
+
+    def resolve(self, gfn: int, content: bytes, *, dirty: bool = False) -> None:
+        """Puts a page there; whoever waits for it goes on. EINVAL where nothing is lent."""
+        with self._domain.lock:
+            entry = self._lent(gfn)
+            entry.frame = Frame(content)
+            entry.frame.dirty = dirty
+            entry.kind = P2MType.LENT
+            self._domain.let_go_on(gfn)
+
+    def fail(self, gfn: int) -> None:
+        """There is no page to be had: whoever touches it gets a fault, until it is revoked. EINVAL where nothing is lent."""
+        with self._domain.lock:
+            entry = self._lent(gfn)
+            entry.frame, entry.kind = None, P2MType.LENT_LOST
+            self._domain.let_go_on(gfn)
+
+    def retry(self, gfn: int) -> None:
+        """Whoever waits there tries again, whatever is there now."""
+        with self._domain.lock:
+            self._domain.let_go_on(gfn)
+
+    def revoke(self, gfns: PageRange) -> list[Dirtied]:
+        """The pages are out of reach when this returns, in every vCPU; what was written to them comes back.
+
+        Can't fail for what was lent: of a domain that is gone, nothing can be reached.
+        """
+        found = []
+        with self._domain.lock:
+            if self._domain.dead:
+                return []
+            for gfn in range(*gfns):
+                entry = self._domain.p2m.get(gfn)
+                if entry is None or entry.kind is P2MType.RAM:
+                    raise HypercallError(errno.EINVAL, f"gfn {gfn:#x} is not lent")
+                if entry.frame is not None and entry.frame.dirty:
+                    found.append(Dirtied(gfn, bytes(entry.frame.content)))
+                entry.frame, entry.kind = None, P2MType.LENT_ABSENT
+        return found
+
+    def clean(self, gfns: PageRange) -> list[Dirtied]:
+        """What was written since the last time (as KVM_GET_DIRTY_LOG); the borrower keeps its pages."""
+        found = []
+        with self._domain.lock:
+            for gfn in range(*gfns):
+                frame = self._lent(gfn).frame
+                if frame is not None and frame.dirty:
+                    frame.dirty = False
+                    found.append(Dirtied(gfn, bytes(frame.content)))
+        return found
+
+    def end(self, gfns: PageRange) -> None:
+        """Nothing is lent there any more: whoever waits or comes gets a fault. EINVAL for what isn't one whole range."""
+        domain = self._domain
+        with domain.lock:
+            if domain.dead:
+                return
+            if domain.lent.get(gfns.start) != gfns:
+                raise HypercallError(errno.EINVAL, f"nothing was lent from gfn {gfns.start:#x} to {gfns.end:#x}")
+            self._end(gfns)
+
+    def _end(self, gfns: PageRange) -> None:
+        del self._domain.lent[gfns.start]
+        for gfn in range(*gfns):
+            del self._domain.p2m[gfn]
+            self._domain.let_go_on(gfn)
+
+    def next_fault(self, timeout_s: float | None = None) -> FaultRecord | None:
+        """The next vCPU that waits; None after ``timeout_s``, or when the capability is closed."""
+        with self._domain.changed:
+            while not self._domain.faults:
+                if self.closed or self._domain.dead or timeout_s == 0 or not self._domain.changed.wait(timeout_s):
+                    return None
+            return self._domain.faults.popleft()
+
+    def close(self) -> None:
+        """Ends all that was lent: a lender that dies leaves nothing behind. Idempotent."""
+        with self._domain.changed:
+            if self.closed:
+                return
+            self.closed = True
+            for gfns in list(self._domain.lent.values()):
+                self._end(gfns)
+            self._domain.lending = None
+            self._domain.changed.notify_all()
+
+
+class Hypervisor:
+    """All domains. Domain 0 may control those that it made, as any domain may that made others; nobody controls the machine."""
+
+    def __init__(self) -> None:
+        self._domains: dict[int, GuestDomain] = {}
+        self._ids = itertools.count()
+        self.create_domain(None)
+
+    def create_domain(self, owner_id: int | None = 0, *, ram_pages: int = 0) -> GuestDomain:
+        domain = GuestDomain(next(self._ids), ram_pages, owner_id)
+        self._domains[domain.domain_id] = domain
+        return domain
+
+    def destroy_domain(self, domain_id: int) -> None:
+        """Its memory is gone, lent or not; the lender's capability is stale."""
+        domain = self._domains.pop(domain_id)
+        with domain.changed:
+            domain.dead = True
+            domain.p2m.clear()
+            domain.lent.clear()
+            for gfn in list(domain.waiting):
+                domain.let_go_on(gfn)
+            domain.changed.notify_all()
+
+    def _domain(self, domain_id: int) -> GuestDomain:
+        try:
+            return self._domains[domain_id]
+        except KeyError:
+            raise HypercallError(errno.ESRCH, f"there is no domain {domain_id}") from None
+
+    def open_lending(self, caller_id: int, domain_id: int) -> LendingFd:
+        """The capability to lend to a domain: for whoever controls it, once at a time. EPERM, EBUSY, ESRCH."""
+        domain = self._domain(domain_id)
+        if domain.owner_id != caller_id:
+            raise HypercallError(errno.EPERM, f"domain {caller_id} doesn't control domain {domain_id}")
+        with domain.lock:
+            if domain.lending is not None:
+                raise HypercallError(errno.EBUSY, f"domain {domain_id} has a lender")
+            domain.lending = LendingFd(domain)
+            return domain.lending
+
+    # -- what lent memory is not good for
+
+    def copy_from_guest(self, domain_id: int, address: int, size_bytes: int) -> bytes:
+        """A hypercall's argument that the guest points to. EFAULT in lent memory; no fault is told to the lender."""
+        domain = self._domain(domain_id)
+        with domain.lock:
+            return b"".join(
+                bytes(domain.ram(at >> PAGE_SHIFT).content[at % PAGE_SIZE : at % PAGE_SIZE + size])
+                for at, size, _ in _pieces(address, size_bytes)
+            )
+
+    def copy_to_guest(self, domain_id: int, address: int, content: bytes) -> None:
+        """A hypercall's result. EFAULT in lent memory, before anything is written."""
+        domain = self._domain(domain_id)
+        with domain.lock:
+            pieces = [
+                (domain.ram(at >> PAGE_SHIFT), at % PAGE_SIZE, size, start)
+                for at, size, start in _pieces(address, len(content))
+            ]
+            for frame, offset_bytes, size, start in pieces:
+                frame.content[offset_bytes : offset_bytes + size] = content[start : start + size]
+
+    def grant(self, domain_id: int, gfn: int, to_id: int) -> Frame:
+        """What domain ``to_id`` gets of a page that ``domain_id`` grants it. EPERM for lent memory: it isn't the granter's."""
+        self._domain(to_id)
+        return self._own_page(domain_id, gfn, "granted")
+
+    def map_foreign(self, caller_id: int, domain_id: int, gfn: int) -> Frame:
+        """A page of a domain, for whoever controls that. EPERM for lent memory, also for its lender."""
+        if self._domain(domain_id).owner_id != caller_id:
+            raise HypercallError(errno.EPERM, f"domain {caller_id} doesn't control domain {domain_id}")
+        return self._own_page(domain_id, gfn, "mapped by others")
+
+    def lend_onwards(self, domain_id: int, gfn: int) -> Frame:
+        """A page that a domain, as a lender, would put into another's p2m. EPERM for lent memory."""
+        return self._own_page(domain_id, gfn, "lent onwards")
+
+    def map_in_iommu(self, domain_id: int, gfn: int) -> None:
+        """A device may reach the page. EPERM for lent memory: nothing could take it back from a transfer under way."""
+        self._own_page(domain_id, gfn, "given to a device")
+        self._domain(domain_id).iommu.add(gfn)
+
+    def _own_page(self, domain_id: int, gfn: int, what: str) -> Frame:
+        domain = self._domain(domain_id)
+        with domain.lock:
+            entry = domain.p2m.get(gfn)
+            if entry is None or (entry.frame is None and entry.kind is P2MType.RAM):
+                raise HypercallError(errno.EINVAL, f"domain {domain_id} has no page at gfn {gfn:#x}")
+            if entry.kind is not P2MType.RAM:
+                raise HypercallError(errno.EPERM, f"gfn {gfn:#x} is lent: it can't be {what}")
+            assert entry.frame is not None
+            return entry.frame
+
+    def save(self, domain_id: int, *, lender: LendingFd | None = None) -> dict[int, bytes]:
+        """A domain's own memory, to be sent elsewhere. EBUSY while something is lent, unless its lender takes part.
+
+        With its lender the ranges stay behind: where it goes, another lender must lend anew.
+        """
+        domain = self._domain(domain_id)
+        with domain.lock:
+            if domain.lent and (lender is None or lender is not domain.lending):
+                raise HypercallError(errno.EBUSY, f"memory is lent to domain {domain_id}: its lender must take part")
+            return {
+                gfn: bytes(entry.frame.content)
+                for gfn, entry in domain.p2m.items()
+                if entry.kind is P2MType.RAM and entry.frame is not None
+            }
+
+
+def _pieces(address: int, size_bytes: int) -> Iterator[tuple[int, int, int]]:
+    """(address, size, offset from the start) of the parts of a range that lie within one page each."""
+    done = 0
+    while done < size_bytes:
+        size = min(size_bytes - done, PAGE_SIZE - (address + done) % PAGE_SIZE)
+        yield address + done, size, done
+        done += size
