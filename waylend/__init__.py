@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from waylend.backing.file import FileBacking
     from waylend.domain.fuse import FuseDomain
+    from waylend.domain.kvm import KvmDomain
     from waylend.domain.memfd import MemfdDomain
+    from waylend.domain.process import ProcessDomain
     from waylend.errors import (
         CompositorError,
         LendingError,
@@ -44,7 +46,9 @@ if TYPE_CHECKING:
 _WHERE = {
     "waylend.backing.file": ("FileBacking",),
     "waylend.domain.fuse": ("FuseDomain",),
+    "waylend.domain.kvm": ("KvmDomain",),
     "waylend.domain.memfd": ("MemfdDomain",),
+    "waylend.domain.process": ("ProcessDomain",),
     "waylend.errors": (
         "CompositorError",
         "LendingError",
@@ -75,6 +79,7 @@ __all__ = [
     "Event",
     "FileBacking",
     "FuseDomain",
+    "KvmDomain",
     "Lease",
     "LeaseLent",
     "LeaseReturned",
@@ -84,6 +89,7 @@ __all__ = [
     "MemfdDomain",
     "PeerError",
     "Policy",
+    "ProcessDomain",
     "Protection",
     "ProtocolError",
     "Proxy",

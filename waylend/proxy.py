@@ -20,8 +20,8 @@ import anyio
 from waylend.compositor import Compositor, keep_in_touch
 from waylend.control import ControlServer
 from waylend.domain.base import Domain
-from waylend.domain.fuse import FuseDomain
 from waylend.domain.memfd import MemfdDomain
+from waylend.domain.process import ProcessDomain
 from waylend.errors import Unavailable, UsageError
 from waylend.lending.pages import page_count_of
 from waylend.policy import Policy
@@ -113,7 +113,7 @@ def local_domain(policy: Policy, *, name: str = "local") -> Domain:
     limits = policy.limits
     aperture_pages = page_count_of(limits.aperture_bytes)
     try:
-        return FuseDomain(name, aperture_pages=aperture_pages, read_only=True, lease_limit=limits.leases)
+        return ProcessDomain(name, aperture_pages=aperture_pages, read_only=True, lease_limit=limits.leases)
     except Unavailable as error:
         logger.warning("lent files are filled at once and can't be taken back page by page: %s", error)
         return MemfdDomain(name, aperture_pages=aperture_pages, read_only=True, lease_limit=limits.leases)

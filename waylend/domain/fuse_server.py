@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import mmap
 import os
 import threading
 import time
@@ -62,7 +63,7 @@ class _Request(NamedTuple):
 
     unique: int
     node: int
-    buffer: bytearray
+    buffer: memoryview
     size: int
 
 
@@ -197,7 +198,8 @@ class FuseServer:
     # -- the loop
 
     def _serve(self) -> None:
-        buffer = bytearray(MAX_WRITE_BYTES + 4096)
+        # Anonymous memory of its own: of what is there for the largest write, only what requests fill is ever resident.
+        buffer = memoryview(mmap.mmap(-1, MAX_WRITE_BYTES + 4096))
         buffers = [buffer]
         device = self._device
         readv = os.readv
@@ -314,9 +316,7 @@ class FuseServer:
 
     def _write(self, request: _Request) -> bytes:
         offset_bytes, size_bytes, _ = wire.READ_BODY.unpack_from(request.buffer, wire.HEADER_SIZE_BYTES)
-        self._files.write(
-            request.node, offset_bytes, memoryview(request.buffer)[wire.IO_IN_END : wire.IO_IN_END + size_bytes]
-        )
+        self._files.write(request.node, offset_bytes, request.buffer[wire.IO_IN_END : wire.IO_IN_END + size_bytes])
         return wire.write_reply(request.unique, size_bytes)
 
     def _fsync(self, request: _Request) -> bytes:

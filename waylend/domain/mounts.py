@@ -12,10 +12,8 @@ import array
 import contextlib
 import ctypes
 import os
-import shutil
 import socket
 import subprocess
-import tempfile
 from dataclasses import dataclass
 
 from waylend.errors import Unavailable
@@ -160,6 +158,9 @@ def _system_call(name: str, *arguments: object) -> int:
 
 
 def _mount_through_fusermount(name: str, read_only: bool, refused: OSError) -> FuseMount:
+    # A serving process lives with what it imports: this is large, and only an ordinary user's mount needs it.
+    import shutil  # noqa: PLC0415
+
     program = shutil.which("fusermount3") or shutil.which("fusermount")
     if program is None:
         raise Unavailable(
@@ -175,6 +176,8 @@ def _mount_through_fusermount(name: str, read_only: bool, refused: OSError) -> F
 
 def _fusermount(program: str, options: str, *, other_users: bool) -> FuseMount:
     """Mounts through fusermount3, which passes the descriptor back over the socket that _FUSE_COMMFD names."""
+    import tempfile  # noqa: PLC0415 (as above)
+
     ours, theirs = socket.socketpair()
     directory = tempfile.mkdtemp(prefix="waylend-")
     device_fd = root_fd = -1

@@ -28,7 +28,7 @@ from waylend.backing.file import FileBacking
 from waylend.domain.base import DomainStats, LeaseStats, check_range
 from waylend.errors import LeaseEnded, LendingError, Unavailable
 from waylend.lending.lease import Lease, LeaseState, LossPolicy, Protection
-from waylend.lending.p2m import EventKind, EventLog
+from waylend.lending.p2m import Event, EventKind, EventLog
 from waylend.lending.pages import PAGE_SHIFT, PageRange, page_count_of
 
 _LENGTH = struct.Struct("=I")
@@ -61,21 +61,27 @@ class ProcessDomain:
         self._closed = False
         ours, theirs = socket.socketpair()
         self._socket = ours
+        self._notices, its_notices = socket.socketpair()
         home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         program = (
             f"import sys; sys.path.insert(0, {home!r}); "
-            f"from waylend.domain.process import serve; serve({theirs.fileno()})"
+            f"from waylend.domain.process import serve; serve({theirs.fileno()}, {its_notices.fileno()})"
         )
-        with theirs:
+        with theirs, its_notices:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", program], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+                [sys.executable, "-I", "-S", "-c", program],
+                pass_fds=[theirs.fileno(), its_notices.fileno()],
+                stdin=subprocess.DEVNULL,
             )
+        self._listener = threading.Thread(target=self._listen, name=f"{name}-notices", daemon=True)
+        self._listener.start()
         try:
             answer = self._ask("open", name=name, options=options)
             self._aperture_pages: int = answer["aperture_pages"]
             self._root_fd: int = answer["root_fd"]
         except BaseException:
             self._finish()
+            self._listener.join()
             raise
 
     @property
@@ -180,6 +186,7 @@ class ProcessDomain:
             with contextlib.suppress(LendingError):
                 self._ask("close")
             self._finish()
+        self._listener.join()
 
     def _finish(self) -> None:
         """The process is gone, or goes now, and every lease with it."""
@@ -197,6 +204,15 @@ class ProcessDomain:
         if mine.page_count:
             with contextlib.suppress(LeaseEnded):
                 self._ask("invalidate", lease_id=lease.lease_id, pages=mine)
+
+    def _listen(self) -> None:
+        """Over there a lease has ended by itself, or everything has: so the backing can go here, too."""
+        with self._notices:
+            while self._notices.recv(64):
+                with contextlib.suppress(LendingError):
+                    self._ask("ended")
+        with contextlib.suppress(LendingError):
+            self._ask("ended")
 
     def _over(self, lease_ids: list[int]) -> None:
         """These leases have ended over there: closes their backings here."""
@@ -263,8 +279,8 @@ def _revived(name: str, arguments: list[str]) -> Exception:
 # -- the process that serves
 
 
-def serve(fd: int) -> None:
-    """What runs over there: requests from the socket ``fd``, until it ends."""
+def serve(fd: int, notices_fd: int) -> None:
+    """What runs over there: requests from the socket ``fd``, until it ends. A byte to ``notices_fd``: a lease has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the lender, whose end is ours
     connection = socket.socket(fileno=fd)
     server: _Server | None = None
@@ -273,7 +289,7 @@ def serve(fd: int) -> None:
             fds: list[int] = []
             try:
                 if server is None:
-                    server = _Server(message["name"], message["options"])
+                    server = _Server(message["name"], message["options"], notices_fd)
                     aperture_pages = server.domain.stats().aperture_pages
                     answer: dict[str, Any] = {"aperture_pages": aperture_pages, "root_fd": server.domain.root_fd}
                 else:
@@ -299,11 +315,19 @@ def serve(fd: int) -> None:
 class _Server:
     """The real domain, asked by messages."""
 
-    def __init__(self, name: str, options: dict[str, Any]) -> None:
+    def __init__(self, name: str, options: dict[str, Any], notices_fd: int) -> None:
         from waylend.domain.fuse import FuseDomain  # noqa: PLC0415  the lender's side needs none of it
 
         self.domain = FuseDomain(name, **options)
         self._leases: dict[int, Lease] = {}
+        self._notices = socket.socket(fileno=notices_fd)
+        self.domain.events.watch(self._tell, faults=False)
+
+    def _tell(self, event: Event) -> None:
+        if event.kind is EventKind.ENDED:
+            # Never waits: where there are notices that nobody has read yet, one more changes nothing.
+            with contextlib.suppress(OSError):
+                self._notices.send(b"!", socket.MSG_DONTWAIT)
 
     def ended(self) -> list[int]:
         """Leases that have ended since the last call."""
@@ -317,6 +341,8 @@ class _Server:
         request = message["request"]
         if request == "lend":
             return self._lend(message), []
+        if request == "ended":
+            return {}, []
         if request == "stats":
             return {"leases": [vars(stats) for stats in self.domain.stats().leases]}, []
         if request == "close":

@@ -9,7 +9,6 @@ thread (PR_SET_PDEATHSIG, prctl(2): sent when that thread is gone, whatever the 
 from __future__ import annotations
 
 import logging
-import shutil
 import subprocess
 import threading
 import time
@@ -96,13 +95,10 @@ class Watchdog:
 
     def _stand_by(self) -> subprocess.Popen[bytes] | None:
         """The shell that acts when this very thread dies without having let it go."""
-        setpriv = shutil.which("setpriv")
         try:
-            if setpriv is None:
-                raise FileNotFoundError(2, "setpriv (util-linux) is not there")
             with open(mounts.open_abort(self._connection), "wb", buffering=0) as abort:
                 return subprocess.Popen(
-                    [setpriv, "--pdeathsig", "USR1", "sh", "-c", _STANDING_BY],
+                    ["setpriv", "--pdeathsig", "USR1", "sh", "-c", _STANDING_BY],
                     stdin=subprocess.PIPE,
                     stdout=abort,
                     stderr=subprocess.DEVNULL,

@@ -37,6 +37,9 @@ class EventKind(enum.Enum):
     ENDED = "ended"
 
 
+_FAULTS = (EventKind.FAULTED, EventKind.SERVED)
+
+
 class Event(NamedTuple):
     """One thing that happened to ``page_count`` pages of a lease from ``page`` on (from 0). ``time_ns`` is monotonic."""
 
@@ -65,18 +68,19 @@ class EventLog:
 
     def __init__(self, keep: int = 1024) -> None:
         self._recent: deque[Event] = deque(maxlen=keep)
-        self._observers: tuple[Observer, ...] = ()
-        #: Read by hot paths: is anybody watching?
+        self._observers: tuple[tuple[Observer, bool], ...] = ()
+        #: Read by hot paths: is anybody watching faults?
         self.watched = False
 
-    def watch(self, observer: Observer) -> Callable[[], None]:
-        """Calls ``observer`` with every event from now on. Returns the way to end that."""
-        self._observers = (*self._observers, observer)
-        self.watched = True
+    def watch(self, observer: Observer, *, faults: bool = True) -> Callable[[], None]:
+        """Calls ``observer`` with every event from now on, without ``faults`` all but those. Returns the way to end that."""
+        watcher = (observer, faults)
+        self._observers = (*self._observers, watcher)
+        self.watched = any(wants_faults for _, wants_faults in self._observers)
 
         def unwatch() -> None:
-            self._observers = tuple(o for o in self._observers if o is not observer)
-            self.watched = bool(self._observers)
+            self._observers = tuple(other for other in self._observers if other is not watcher)
+            self.watched = any(wants_faults for _, wants_faults in self._observers)
 
         return unwatch
 
@@ -85,8 +89,10 @@ class EventLog:
             kind, time.monotonic_ns(), lease.domain_name, lease.lease_id, pages.start, pages.end - pages.start
         )
         self._recent.append(event)
-        for observer in self._observers:
-            observer(event)
+        is_fault = kind in _FAULTS
+        for observer, wants_faults in self._observers:
+            if wants_faults or not is_fault:
+                observer(event)
 
     def recent(self) -> list[Event]:
         return list(self._recent)
