@@ -44,7 +44,8 @@ def fds_nobody_asked_for(client: Peer) -> None:
 
 
 def fds_for_every_message(client: Peer) -> None:
-    with open(os.devnull, "rb") as null, contextlib.suppress(BrokenPipeError):  # it may be told before it has sent them all
+    # It may be told before it has sent them all.
+    with open(os.devnull, "rb") as null, contextlib.suppress(BrokenPipeError):
         for number in range(40):
             client.send("wl_display.sync", DISPLAY_ID, 20 + number, fds=(null.fileno(),))
 
