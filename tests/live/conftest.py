@@ -10,7 +10,7 @@ from typing import TypeVar
 import pytest
 
 from tests.live.compositors import Compositor, Sway, Weston
-from tests.live.guest import Guest
+from tests.live.guest import Guest, Proxy
 
 AnyCompositor = TypeVar("AnyCompositor", bound=Compositor)
 
@@ -60,12 +60,15 @@ def weston() -> Iterator[Weston]:
 
 @pytest.fixture
 def make_guest(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeGuest]:
-    """``make_guest(compositor, *flags of waylend serve)``; everything ends with the test."""
+    """``make_guest(compositor, *flags of waylend serve)``; everything ends with the test.
+
+    With ``proxy_type=Halves`` there are a host half and a guest half in the place of the proxy.
+    """
     guests = request.node.stash.setdefault(_GUESTS, [])
     with ExitStack() as stack:
 
-        def make(host: Compositor, *flags: str) -> Guest:
-            guest = Guest(host, tmp_path, *flags)
+        def make(host: Compositor, *flags: str, proxy_type: type[Proxy] = Proxy) -> Guest:
+            guest = Guest(host, tmp_path, *flags, proxy_type=proxy_type)
             guests.append(guest)
             stack.callback(guest.close)
             return guest

@@ -71,6 +71,9 @@ class Proxy:
         """What it has open, without the numbers that tell one socket from another."""
         return sorted(re.sub(r"\[\d+\]", "", what) for what in self.process.fds().values())
 
+    def log(self) -> str:
+        return self.process.log()
+
     def check_idle(self) -> None:
         """With no client there, nothing of the clients stays: no fd, no lease."""
         with contextlib.suppress(AssertionError):
@@ -105,10 +108,10 @@ def _mounts() -> frozenset[str]:
 class Guest:
     """Starts applications as a guest has them: a home and a runtime directory of their own, no X11, no bus."""
 
-    def __init__(self, host: Compositor, folder: Path, *flags: str) -> None:
+    def __init__(self, host: Compositor, folder: Path, *flags: str, proxy_type: type[Proxy] = Proxy) -> None:
         self.host = host
         self.folder = folder
-        self.proxy = None if os.environ.get("WAYLEND_LIVE_VIA") == "direct" else Proxy(host, *flags)
+        self.proxy = None if os.environ.get("WAYLEND_LIVE_VIA") == "direct" else proxy_type(host, *flags)
         self._apps: list[Process] = []
 
     def environment(self, *, direct: bool = False) -> dict[str, str]:
@@ -159,7 +162,7 @@ class Guest:
     def logs(self) -> str:
         shown = [(app.name, app.log()) for app in self._apps]
         if self.proxy is not None:
-            shown.append(("waylend", self.proxy.process.log()))
+            shown.append(("waylend", self.proxy.log()))
         return "\n".join(f"--- {name}\n{log}" for name, log in shown)
 
     def close(self) -> None:

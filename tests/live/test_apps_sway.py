@@ -1,4 +1,4 @@
-"""Real applications through waylend on sway. Each test looks at what the application shows and at what it was told."""
+"""Real applications on sway, through a local proxy and through two halves. A test looks at what one shows, and what it hears."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 from tests.live.compositors import Sway
 from tests.live.conftest import MakeGuest
-from tests.live.guest import Guest
+from tests.live.guest import Guest, Proxy
+from tests.live.halves import Halves
 from tests.live.picture import Colour, Picture, has_colours
 from tests.processes import require, require_module, wait_until
 
@@ -17,11 +18,11 @@ Fields = tuple[Colour, Colour, Colour]
 LEFT, RIGHT, CLICKED = (200, 40, 90), (40, 160, 220), (250, 220, 10)
 
 
-@pytest.fixture
-def guest(make_guest: MakeGuest, sway: Sway) -> Guest:
+@pytest.fixture(params=[Proxy, Halves], ids=["local", "halves"])
+def guest(make_guest: MakeGuest, sway: Sway, request: pytest.FixtureRequest) -> Guest:
     # The pointer would be in the picture.
     sway.input.move(0, 0)
-    return make_guest(sway)
+    return make_guest(sway, proxy_type=request.param)
 
 
 def test_foot_shows_and_runs_what_is_typed(sway: Sway, guest: Guest, tmp_path: Path) -> None:

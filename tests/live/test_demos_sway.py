@@ -10,7 +10,8 @@ import pytest
 
 from tests.live.compositors import Sway
 from tests.live.conftest import MakeGuest
-from tests.live.guest import Guest
+from tests.live.guest import Guest, Proxy
+from tests.live.halves import Halves
 from tests.live.picture import Picture
 from tests.processes import wait_until
 
@@ -41,9 +42,10 @@ def _picture_of(sway: Sway, guest: Guest, demo: str, *, direct: bool) -> Picture
     return picture
 
 
+@pytest.mark.parametrize("proxy_type", [Proxy, Halves], ids=["local", "halves"])
 @pytest.mark.parametrize("demo", DEMOS)
-def test_demo_looks_as_it_does_directly(sway: Sway, make_guest: MakeGuest, demo: str) -> None:
-    guest = make_guest(sway)
+def test_demo_looks_as_it_does_directly(sway: Sway, make_guest: MakeGuest, demo: str, proxy_type: type[Proxy]) -> None:
+    guest = make_guest(sway, proxy_type=proxy_type)
     directly = _picture_of(sway, guest, demo, direct=True)
     lent = _picture_of(sway, guest, demo, direct=False)
     # Not an empty window, by far.
