@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
 from waylend.backing.base import Backing
-from waylend.domain.base import DomainStats, LeaseStats, check_range
+from waylend.domain.base import DomainStats, LeaseStats
+from waylend.domain.book import Book
 from waylend.errors import BackingLost, LeaseEnded, Unavailable
-from waylend.lending.lease import BackingIndex, Lease, LeaseState, LeaseTable, LossPolicy, Protection
+from waylend.lending.lease import BackingIndex, Lease, LeaseState, LossPolicy, Protection
 from waylend.lending.p2m import P2M, EventKind, EventLog
 from waylend.lending.pages import PAGE_SHIFT, PAGE_SIZE, PageRange
 
@@ -63,14 +64,6 @@ class Lent:
         self.backing.write(backing_pages, content)
 
 
-class _Holding:
-    """A backing that this domain owns, and how many leases stand on it."""
-
-    def __init__(self, unsubscribe: Callable[[], None]) -> None:
-        self.unsubscribe = unsubscribe
-        self.lease_count = 0
-
-
 def hand_over(p2m: P2M, lent: Lent, pages: PageRange, content: bytes) -> None:
     """What the borrower wrote to ``pages`` goes to the backing; page by page where that doesn't take it as a whole.
 
@@ -108,13 +101,18 @@ class AddressedDomain(ABC):
         self.events = EventLog()
         self._p2m = P2M(self.events)
         self._lock = self._p2m.lock
-        self._table = LeaseTable(
-            name, aperture_pages, lease_limit=lease_limit, page_limit=page_limit, by_backing=by_backing
+        self._book = Book(
+            name,
+            aperture_pages,
+            read_only=read_only,
+            lease_limit=lease_limit,
+            page_limit=page_limit,
+            by_backing=by_backing,
+            invalidate=self._on_invalidate,
         )
-        self._read_only = read_only
+        self._table = self._book.table
         #: By lease id; a lease that ends stays here until nothing of it is in use any more.
         self._lent: dict[int, Lent] = {}
-        self._holdings: dict[int, _Holding] = {}
         self._closed = False
         #: Told when a taker of pages is through, or a lease has gone.
         self._settled = threading.Condition(self._lock)
@@ -157,33 +155,18 @@ class AddressedDomain(ABC):
         loss: LossPolicy = LossPolicy.FAULT,
         name: str = "",
     ) -> Lease:
-        if size_bytes is None:
-            size_bytes = backing.size_bytes - offset_bytes
-        check_range(backing, offset_bytes, size_bytes)
-        if protection is Protection.READ_WRITE and (self._read_only or not backing.writable):
-            raise ValueError("can't lend for writing: the domain or the backing is read-only")
         with self._lock:
             if self._closed:
                 raise LeaseEnded(f"domain {self.name} is closed")
-            lease = self._table.add(
-                backing_key=backing.key,
-                backing_start=offset_bytes >> PAGE_SHIFT,
-                size_bytes=size_bytes,
-                protection=protection,
-                loss=loss,
-                name=name,
+            lease = self._book.enter(
+                backing, offset_bytes=offset_bytes, size_bytes=size_bytes, protection=protection, loss=loss, name=name
             )
             try:
                 self._open_range(lease)
             except BaseException:
-                self._table.remove(lease)
+                # The caller keeps its backing.
+                self._book.withdraw(lease, backing)
                 raise
-            holding = self._holdings.get(id(backing))
-            if holding is None:
-                key = backing.key
-                unsubscribe = backing.subscribe(lambda pages: self._on_invalidate(key, pages))
-                holding = self._holdings[id(backing)] = _Holding(unsubscribe)
-            holding.lease_count += 1
             self._lent[lease.lease_id] = Lent(lease, backing)
         self.events.emit(EventKind.LENT, lease, PageRange(0, lease.page_count))
         return lease
@@ -327,18 +310,8 @@ class AddressedDomain(ABC):
         with self._lock:
             while lent.takers:
                 self._settled.wait()
-            self._table.remove(lease)
-            holding = self._holdings[id(backing)]
-            holding.lease_count -= 1
-            last = not holding.lease_count
-            if last:
-                del self._holdings[id(backing)]
-                if lease.faults_in_flight:
-                    lease.on_idle = backing.close
-        if last:
-            holding.unsubscribe()
-            if lease.on_idle is None:
-                backing.close()
+            let_go = self._book.leave(lease, backing)
+        let_go()
         self._wake(lease)
         with self._lock:
             del self._lent[lease.lease_id]

@@ -30,7 +30,8 @@ from typing import NamedTuple
 from waylend.backing.base import Backing
 from waylend.domain import fuse_wire as wire
 from waylend.domain import mounts
-from waylend.domain.base import DomainStats, LeaseStats, check_range
+from waylend.domain.base import DomainStats, LeaseStats
+from waylend.domain.book import Book
 from waylend.domain.fuse_server import FuseServer
 from waylend.domain.watchdog import Watchdog
 from waylend.errors import BackingLost, LeaseEnded, RevokeTimeout
@@ -41,7 +42,6 @@ from waylend.lending.lease import (
     BackingIndex,
     Lease,
     LeaseState,
-    LeaseTable,
     LossPolicy,
     Protection,
 )
@@ -63,24 +63,15 @@ _WRITABLE_STRIDE_PAGES = 256
 _HOLD_S = 0.001
 
 
-class _Holding:
-    """A backing that this domain owns, and how many leases stand on it."""
-
-    def __init__(self, backing: Backing, unsubscribe: Callable[[], None]) -> None:
-        self.backing = backing
-        self.unsubscribe = unsubscribe
-        self.lease_count = 0
-
-
 class _LeaseFile:
     """What the server keeps for one lease besides the book's entry."""
 
-    __slots__ = ("dropping", "holding", "known", "lease", "opens", "read")
+    __slots__ = ("backing", "dropping", "known", "lease", "opens", "read")
 
-    def __init__(self, lease: Lease, holding: _Holding) -> None:
+    def __init__(self, lease: Lease, backing: Backing) -> None:
         self.lease = lease
-        self.holding = holding
-        self.read = holding.backing.read
+        self.backing = backing
+        self.read = backing.read
         #: Open files of borrowers, descriptors in flight and mappings included.
         self.opens = 0
         #: Whether the kernel has ever asked for the lease's own file.
@@ -127,13 +118,19 @@ class FuseDomain:
         self.events = EventLog()
         self._p2m = P2M(self.events)
         self._lock = self._p2m.lock
-        self._table = LeaseTable(
-            name, aperture_pages, lease_limit=lease_limit, page_limit=page_limit, by_backing=by_backing
+        self._book = Book(
+            name,
+            aperture_pages,
+            read_only=read_only,
+            lease_limit=lease_limit,
+            page_limit=page_limit,
+            by_backing=by_backing,
+            invalidate=self._on_invalidate,
         )
+        self._table = self._book.table
         self._read_only = read_only
         self._gap_zeros = gap_zeros
         self._deadline_s = deadline_s
-        self._holdings: dict[int, _Holding] = {}
         self._files: dict[int, _LeaseFile] = {}  # by node
         self._next_fh = 1
         self._bar_known = False
@@ -185,29 +182,13 @@ class FuseDomain:
         loss: LossPolicy = LossPolicy.FAULT,
         name: str = "",
     ) -> Lease:
-        if size_bytes is None:
-            size_bytes = backing.size_bytes - offset_bytes
-        check_range(backing, offset_bytes, size_bytes)
-        if protection is Protection.READ_WRITE and (self._read_only or not backing.writable):
-            raise ValueError("can't lend for writing: the domain or the backing is read-only")
         with self._lock:
             if self._closed:
                 raise LeaseEnded(f"domain {self.name} is closed")
-            lease = self._table.add(
-                backing_key=backing.key,
-                backing_start=offset_bytes >> PAGE_SHIFT,
-                size_bytes=size_bytes,
-                protection=protection,
-                loss=loss,
-                name=name,
+            lease = self._book.enter(
+                backing, offset_bytes=offset_bytes, size_bytes=size_bytes, protection=protection, loss=loss, name=name
             )
-            holding = self._holdings.get(id(backing))
-            if holding is None:
-                key = backing.key
-                unsubscribe = backing.subscribe(lambda pages: self._on_invalidate(key, pages))
-                holding = self._holdings[id(backing)] = _Holding(backing, unsubscribe)
-            holding.lease_count += 1
-            self._files[_node_of(lease)] = _LeaseFile(lease, holding)
+            self._files[_node_of(lease)] = _LeaseFile(lease, backing)
             gaps_cached = self._gaps_cached
         if gaps_cached:
             self._server.invalidate(_BAR, lease.gfns.start << PAGE_SHIFT, lease.page_count << PAGE_SHIFT)
@@ -245,7 +226,7 @@ class FuseDomain:
         if lease.writable:
             with self._own_files(lease) as own_files:
                 self._write_back(own_files, PageRange(0, lease.page_count))
-            self._files[_node_of(lease)].holding.backing.sync()
+            self._files[_node_of(lease)].backing.sync()
 
     def end(self, lease: Lease) -> None:
         with self._lock:
@@ -427,18 +408,8 @@ class FuseDomain:
         """Takes an ended lease out of the book, and lets its backing go when no fault uses it any more."""
         with self._lock:
             file = self._files.pop(_node_of(lease))
-            self._table.remove(lease)
-            holding = file.holding
-            holding.lease_count -= 1
-            last = not holding.lease_count
-            if last:
-                del self._holdings[id(holding.backing)]
-                if lease.faults_in_flight:
-                    lease.on_idle = holding.backing.close
-        if last:
-            holding.unsubscribe()
-            if lease.on_idle is None:
-                holding.backing.close()
+            let_go = self._book.leave(lease, file.backing)
+        let_go()
         if file.known:
             self._server.forget(_LEASES, str(lease.lease_id))
         self.events.emit(EventKind.ENDED, lease, PageRange(0, lease.page_count))
@@ -663,7 +634,7 @@ class FuseDomain:
                 whole = bytearray(file.read(lease.to_backing(pages)))
                 at = offset_bytes - (pages.start << PAGE_SHIFT)
                 whole[at : at + len(content)] = content
-            file.holding.backing.write(lease.to_backing(pages), memoryview(whole))
+            file.backing.write(lease.to_backing(pages), memoryview(whole))
         except BackingLost as lost:
             log.error("domain %s, lease %d: what was written is lost: %s", self.name, lease.lease_id, lost)
             with self._lock:
@@ -674,7 +645,7 @@ class FuseDomain:
     def sync_file(self, node: int) -> None:
         file = self._files.get(node)
         if file is not None and file.lease.writable:
-            file.holding.backing.sync()
+            file.backing.sync()
 
 
 def _stretches(pages: PageRange, stride_pages: int) -> Iterator[PageRange]:

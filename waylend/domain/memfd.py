@@ -23,11 +23,12 @@ import contextlib
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from waylend.backing.base import Backing
-from waylend.domain.base import DomainStats, LeaseStats, check_range
+from waylend.domain.base import DomainStats, LeaseStats
+from waylend.domain.book import Book
 from waylend.errors import BackingLost, LeaseEnded
 from waylend.lending.lease import (
     ABSENT,
@@ -35,7 +36,6 @@ from waylend.lending.lease import (
     PRESENT,
     BackingIndex,
     Lease,
-    LeaseTable,
     LossPolicy,
     Protection,
 )
@@ -54,7 +54,6 @@ _STRIDE_PAGES = 256
 class _Lent:
     lease: Lease
     backing: Backing
-    unsubscribe: Callable[[], None]
     memfd: int = -1  # -1: not filled yet, or revoked
 
 
@@ -75,12 +74,18 @@ class MemfdDomain:
     ) -> None:
         self.name = name
         self.events = EventLog()
-        self._read_only = read_only
         # Reentrant: a backing may take pages away while we read it.
         self._lock = threading.RLock()
-        self._table = LeaseTable(
-            name, aperture_pages, lease_limit=lease_limit, page_limit=page_limit, by_backing=by_backing
+        self._book = Book(
+            name,
+            aperture_pages,
+            read_only=read_only,
+            lease_limit=lease_limit,
+            page_limit=page_limit,
+            by_backing=by_backing,
+            invalidate=self._on_invalidate,
         )
+        self._table = self._book.table
         self._lent: dict[int, _Lent] = {}
         self._closed = False
 
@@ -94,25 +99,13 @@ class MemfdDomain:
         loss: LossPolicy = LossPolicy.FAULT,
         name: str = "",
     ) -> Lease:
-        if size_bytes is None:
-            size_bytes = backing.size_bytes - offset_bytes
-        check_range(backing, offset_bytes, size_bytes)
-        if protection is Protection.READ_WRITE and (self._read_only or not backing.writable):
-            raise ValueError("can't lend for writing: the domain or the backing is read-only")
         with self._lock:
             if self._closed:
                 raise LeaseEnded(f"domain {self.name} is closed")
-            lease = self._table.add(
-                backing_key=backing.key,
-                backing_start=offset_bytes >> PAGE_SHIFT,
-                size_bytes=size_bytes,
-                protection=protection,
-                loss=loss,
-                name=name,
+            lease = self._book.enter(
+                backing, offset_bytes=offset_bytes, size_bytes=size_bytes, protection=protection, loss=loss, name=name
             )
-            key = backing.key
-            unsubscribe = backing.subscribe(lambda pages: self._on_invalidate(key, pages))
-            self._lent[lease.lease_id] = _Lent(lease, backing, unsubscribe)
+            self._lent[lease.lease_id] = _Lent(lease, backing)
         self.events.emit(EventKind.LENT, lease, PageRange(0, lease.page_count))
         return lease
 
@@ -176,11 +169,8 @@ class MemfdDomain:
                 self._cut_off(lent)
             elif lent.memfd >= 0:
                 os.close(lent.memfd)
-            self._table.remove(lease)
-            last = all(other.backing is not lent.backing for other in self._lent.values())
-        lent.unsubscribe()
-        if last:
-            lent.backing.close()
+            let_go = self._book.leave(lease, lent.backing)
+        let_go()
         self.events.emit(EventKind.ENDED, lease, PageRange(0, lease.page_count))
 
     def _on_invalidate(self, key: Hashable, pages: PageRange) -> None:
