@@ -99,6 +99,15 @@ def test_window_of_the_cpu_is_smaller_than_the_memory(heap: VramHeap) -> None:
     assert seen.place is heap.system
 
 
+def test_only_what_is_in_the_window_makes_room_there(heap: VramHeap) -> None:
+    in_the_way, used, outside = heap.allocate(2), heap.allocate(2), heap.allocate(4)
+    for buffer in (outside, in_the_way, used):
+        buffer.read(FIRST)
+    assert heap.allocate(2, in_window=True).in_window
+    assert in_the_way.place is heap.system
+    assert (outside.place, used.place) == (heap.vram, heap.vram)
+
+
 def test_no_room_is_said(heap: VramHeap) -> None:
     with pytest.raises(NoSpace, match="no 9 pages of VRAM"):
         heap.allocate(9)
@@ -120,6 +129,36 @@ def test_reset_takes_pages_for_a_while_and_loses_nothing(heap: VramHeap) -> None
     heap.resume()
     assert taken == [FIRST]
     assert buffer.read(FIRST) == page(5)
+
+
+def test_what_is_written_while_a_reset_begins_is_taken(heap: VramHeap) -> None:
+    buffer = heap.allocate(1)
+    buffer.write(FIRST, page(1))
+    out_of_reach = []
+
+    def on_invalidate(_: PageRange) -> None:
+        out_of_reach.append(heap.out_of_reach is not None)
+        buffer.write(FIRST, page(2 + len(out_of_reach)))  # what a borrower had written
+
+    unsubscribe = buffer.subscribe(on_invalidate)
+    heap.suspend()
+    unsubscribe()
+    assert out_of_reach == [False, True]
+    with pytest.raises(BackingLost, match="reset"):
+        buffer.write(FIRST, page(9))
+    heap.resume()
+    assert buffer.read(FIRST) == page(4)
+
+
+def test_freed_buffer_has_nothing_and_takes_nothing(heap: VramHeap) -> None:
+    buffer = heap.allocate(8)
+    buffer.close()
+    buffer.close()
+    for access in (lambda: buffer.read(FIRST), lambda: buffer.write(FIRST, page(1))):
+        with pytest.raises(BackingLost, match="freed"):
+            access()
+    heap.allocate(8)
+    assert heap.stats.evictions == 0, "its frames are free"
 
 
 def test_unplugging_loses_all_for_good(heap: VramHeap) -> None:

@@ -254,6 +254,8 @@ class Kind:
     serves_faults: bool = True
     #: Knows when the last borrower has let go.
     knows_unused: bool = True
+    #: Lends what is no file, too.
+    lends_any_backing: bool = True
 
 
 def borrow_fd(domain: Domain, lease: Lease) -> Borrower:
@@ -272,7 +274,7 @@ def borrow_by_model(domain: Domain, lease: Lease) -> Borrower:
 
 DOMAINS = [
     Kind("fuse", FuseDomain, borrow_fd),
-    Kind("process", ProcessDomain, borrow_fd),
+    Kind("process", ProcessDomain, borrow_fd, lends_any_backing=False),
     Kind("kvm", KvmDomain, borrow_by_guest),
     Kind("xen_model", XenModelDomain, borrow_by_model),
     Kind("memfd", MemfdDomain, borrow_fd, serves_faults=False, knows_unused=False),

@@ -10,10 +10,11 @@ import pytest
 from tests.domain.borrowers import DOMAINS, Borrower, Faulted, Kind, file_backing_fd, opened
 from tests.processes import wait_until
 from waylend.backing.file import FileBacking
+from waylend.backing.vram import VramBuffer, VramHeap
 from waylend.domain.base import Domain
 from waylend.errors import LeaseEnded, NoSpace, QuotaExceeded
 from waylend.lending.lease import Lease, LossPolicy, Protection
-from waylend.lending.pages import PAGE_SIZE
+from waylend.lending.pages import PAGE_SIZE, PageRange
 
 PAGES = 40
 
@@ -58,12 +59,35 @@ def needs_faults(kind: Kind) -> None:
         pytest.skip(f"{kind.name} fills its pages beforehand, as its docstring says")
 
 
+def needs_any_backing(kind: Kind) -> None:
+    if not kind.lends_any_backing:
+        pytest.skip(f"{kind.name} lends only files, as its docstring says")
+
+
 def lend_file(domain: Domain, *, writable: bool = False, loss: LossPolicy = LossPolicy.FAULT) -> tuple[Lease, int]:
     """A lease of PAGES pages, and a descriptor of the file for its owner."""
     owner_fd = file_backing_fd(PAGES)
     backing = FileBacking(os.dup(owner_fd), writable=writable)
     protection = Protection.READ_WRITE if writable else Protection.READ
     return domain.lend(backing, protection=protection, loss=loss, name="test"), owner_fd
+
+
+@pytest.fixture
+def card() -> Iterator[VramHeap]:
+    card = VramHeap(vram_pages=PAGES, visible_pages=PAGES // 2, system_pages=PAGES)
+    yield card
+    card.close()
+
+
+@pytest.fixture
+def vram(card: VramHeap, domain: Domain) -> Iterator[VramBuffer]:
+    """A buffer whose page N is full of the byte N + 1. Half of it is where the CPU doesn't see it."""
+    buffer = card.allocate(PAGES)
+    for page in range(PAGES):
+        buffer.write(PageRange(page, page + 1), bytes((page + 1,)) * PAGE_SIZE)
+    yield buffer
+    domain.close()
+    buffer.close()
 
 
 def test_lending_touches_no_page(domain: Domain) -> None:
@@ -177,6 +201,56 @@ def test_loss_as_zeros(domain: Domain, borrowers: Borrowers) -> None:
     os.ftruncate(owner_fd, 0)
     assert borrowers.of(domain, lease).read(9 * PAGE_SIZE, 2) == b"\0\0"
     os.close(owner_fd)
+
+
+def test_a_gpu_buffer_moves_and_what_was_written_goes_along(
+    kind: Kind, domain: Domain, borrowers: Borrowers, card: VramHeap, vram: VramBuffer
+) -> None:
+    needs_faults(kind)
+    needs_any_backing(kind)
+    lease = domain.lend(vram, protection=Protection.READ_WRITE)
+    borrower = borrowers.of(domain, lease)
+    assert borrower.read((PAGES - 1) * PAGE_SIZE, 1) == bytes((PAGES,))
+    borrower.write(PAGE_SIZE, b"one")
+    card.evict(vram)
+    assert lease.pages_present == 0
+    assert borrower.read(PAGE_SIZE, 4) == b"one\2"
+    borrower.write(PAGE_SIZE, b"two")
+    card.bring_back(vram)
+    assert lease.pages_present == 0
+    assert borrower.read(PAGE_SIZE, 4) == b"two\2"
+    vram.draw(PageRange(1, 2), b"\x99" * PAGE_SIZE)
+    assert borrower.read(PAGE_SIZE, 4) == b"\x99" * 4
+
+
+def test_a_gpu_buffer_is_out_of_reach_for_a_while(
+    kind: Kind, domain: Domain, borrowers: Borrowers, card: VramHeap, vram: VramBuffer
+) -> None:
+    needs_faults(kind)
+    needs_any_backing(kind)
+    lease = domain.lend(vram, protection=Protection.READ_WRITE, loss=LossPolicy.ZERO)
+    borrower = borrowers.of(domain, lease)
+    borrower.write(0, b"mine")
+    card.suspend()
+    assert borrower.read(0, 5) == bytes(5)
+    card.resume()
+    assert borrower.read(0, 5) == b"mine\1"
+
+
+@pytest.mark.parametrize("loss", LossPolicy)
+def test_a_gpu_is_unplugged(
+    kind: Kind, domain: Domain, borrowers: Borrowers, card: VramHeap, vram: VramBuffer, loss: LossPolicy
+) -> None:
+    needs_faults(kind)
+    needs_any_backing(kind)
+    borrower = borrowers.of(domain, domain.lend(vram, loss=loss))
+    assert borrower.read(0, 1) == b"\1"
+    card.unplug()
+    if loss is LossPolicy.ZERO:
+        assert borrower.read(0, 1) == b"\0"
+    else:
+        with pytest.raises(Faulted):
+            borrower.read(0, 1)
 
 
 def test_what_a_borrower_writes_reaches_the_backing(domain: Domain, borrowers: Borrowers) -> None:

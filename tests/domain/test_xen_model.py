@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator
 
@@ -158,6 +160,35 @@ def test_capability_reaches_lent_memory_of_its_domain_and_nothing_else(guest: Gu
     assert refused(lambda: lending.end(PageRange(LENT.start, LENT.start + 1))) == "EINVAL"
     assert refused(lambda: lending.lend(ram, writable=True)) == "EEXIST"
     assert refused(lambda: lending.lend(LENT, writable=True)) == "EEXIST"
+    for nothing in (PageRange(9, 9), PageRange(-1, 1)):
+        assert refused(lambda nothing=nothing: lending.lend(nothing, writable=True)) == "EINVAL"
+
+
+def test_refused_revocation_takes_nothing(guest: GuestDomain, lending: LendingFd) -> None:
+    beyond = PageRange(LENT.start, LENT.end + 1)
+    vcpu = guest.add_vcpu()
+    vcpu.touch(AT, content=b"x")
+    assert refused(lambda: lending.revoke(beyond)) == "EINVAL"
+    assert vcpu.touch(AT) == b"x"
+    assert len(lending.revoke(LENT)) == 1
+
+
+def test_page_is_replaced_only_after_it_was_revoked(guest: GuestDomain, lending: LendingFd) -> None:
+    guest.add_vcpu().touch(AT, content=b"written")
+    assert refused(lambda: lending.resolve(LENT.start, CONTENT)) == "EEXIST"
+    assert refused(lambda: lending.fail(LENT.start)) == "EEXIST"
+    assert len(lending.revoke(LENT)) == 1
+    for short in (b"", CONTENT[1:], CONTENT + b"x"):
+        assert refused(lambda short=short: lending.resolve(LENT.start, short)) == "EINVAL"
+    lending.resolve(LENT.start, CONTENT)
+
+
+def test_access_stays_within_its_page(guest: GuestDomain, lending: LendingFd) -> None:
+    vcpu = guest.add_vcpu()
+    with pytest.raises(ValueError, match="crosses a page's end"):
+        vcpu.touch(AT + PAGE_SIZE - 1, content=b"xy")
+    with pytest.raises(ValueError, match="crosses a page's end"):
+        vcpu.touch(AT + PAGE_SIZE - 1, 2)
 
 
 def test_closing_it_ends_all_that_was_lent(guest: GuestDomain, lending: LendingFd) -> None:
@@ -171,11 +202,21 @@ def test_closing_it_ends_all_that_was_lent(guest: GuestDomain, lending: LendingF
 
 
 def test_dead_domain_holds_up_nothing(hypervisor: Hypervisor, guest: GuestDomain, lending: LendingFd) -> None:
+    vcpu, waiting = guest.add_vcpu(), guest.add_vcpu()
+    vcpu.touch(AT, content=b"mine")
+    waiting.touch(AT + PAGE_SIZE)
     hypervisor.destroy_domain(guest.domain_id)
+    assert waiting.paused_at is None
+    for address in (AT, RAM_GFN << PAGE_SHIFT):
+        with pytest.raises(GuestFault):
+            vcpu.touch(address)
+    assert refused(lambda: hypervisor.destroy_domain(guest.domain_id)) == "ESRCH"
+    assert refused(lambda: lending.resolve(LENT.start + 1, CONTENT)) == "ESTALE"
+    assert lending.next_fault(10) is None
+    ((gfn, content),) = lending.revoke(LENT)
+    assert (gfn, content[:4]) == (LENT.start, b"mine"), "what it wrote is the lender's"
     assert lending.revoke(LENT) == []
     lending.end(LENT)
-    assert refused(lambda: lending.resolve(LENT.start, CONTENT)) == "ESTALE"
-    assert lending.next_fault(10) is None
 
 
 # What lent memory is not good for
@@ -253,10 +294,75 @@ def test_domain_that_dies_takes_its_leases_along_without_a_word(domain: XenModel
     hypervisor = Hypervisor()
     guest = hypervisor.create_domain()
     lender = XenModelDomain("d", aperture_pages=64, operations=hypervisor.open_lending(0, guest.domain_id))
-    lease = lender.lend(FileBacking(file_backing_fd(4)))
+    owner_fd = file_backing_fd(4)
+    backing = FileBacking(os.dup(owner_fd), writable=True)
+    lease = lender.lend(backing, protection=Protection.READ_WRITE)
+    guest.add_vcpu().write(lender.guest_address(lease), b"last words")
     hypervisor.destroy_domain(guest.domain_id)
-    assert lender.revoke(lease) == 0
+    assert lender.revoke(lease) == 1
+    assert os.pread(owner_fd, 11, 0) == b"last words\1"
     lender.close()
+    os.close(owner_fd)
+
+
+def test_vcpu_gets_a_fault_when_serving_it_goes_wrong(domain: XenModelDomain, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = domain.lend(FileBacking(file_backing_fd(1)))
+    assert domain.guest is not None
+    vcpu = domain.guest.add_vcpu()
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(domain, "_lent_at", broken)
+        with pytest.raises(GuestFault):
+            vcpu.read(domain.guest_address(lease), 1)
+    domain.revoke(lease)
+    assert vcpu.read(domain.guest_address(lease), 1) == b"\1"
+
+
+def test_no_vcpu_sees_a_page_older_than_what_was_acknowledged() -> None:
+    """Three vCPUs read a buffer while its card moves it, evicts it and draws into it; two threads serve."""
+    domain = XenModelDomain("xen", aperture_pages=64, thread_count=2)
+    assert domain.guest is not None
+    card = VramHeap(vram_pages=16, visible_pages=8, system_pages=8)
+    buffer = card.allocate(8)
+    address = domain.guest_address(domain.lend(buffer))
+    acknowledged = [0] * 8
+    stale: list[tuple[int, int, int]] = []
+    stopping = threading.Event()
+    reads = [0] * 3
+
+    def watch(number: int) -> None:
+        assert domain.guest is not None
+        vcpu = domain.guest.add_vcpu()
+        for page in itertools.cycle(range(8)):
+            if stopping.is_set():
+                return
+            oldest = acknowledged[page]
+            found = int.from_bytes(vcpu.read(address + page * PAGE_SIZE, 8), "little")
+            if found < oldest:
+                stale.append((page, found, oldest))
+            reads[number] += 1
+
+    readers = [threading.Thread(target=watch, args=(number,)) for number in range(3)]
+    for reader in readers:
+        reader.start()
+    moves = itertools.cycle((lambda: card.evict(buffer), lambda: card.bring_back(buffer), lambda: card.shuffle(buffer)))
+    for generation in range(1, 601):
+        page = generation % 8
+        buffer.draw(PageRange(page, page + 1), generation.to_bytes(8, "little") * (PAGE_SIZE // 8))
+        acknowledged[page] = generation
+        next(moves)()
+    wait_until(lambda: min(reads) > 100, "every vCPU has read")
+    stopping.set()
+    for reader in readers:
+        reader.join(30)
+        assert not reader.is_alive(), "a vCPU waits for good"
+    assert stale == []
+    assert card.stats.moves >= 600
+    domain.close()
+    card.close()
 
 
 def test_many_domains_with_many_leases() -> None:

@@ -85,8 +85,9 @@ class VramHeap:
         self.lock = threading.Lock()  # of the places and the content
         self._moving = threading.RLock()  # one move at a time
         self.stats = HeapStats()
-        #: Why nothing can be read at the moment, or for good.
+        #: Why nothing can be read at the moment, or for good; and while that is so, whether what borrowers wrote is still taken.
         self.out_of_reach: str | None = None
+        self.takes_writes = False
         self._unplugged = False
         self._buffers: dict[int, VramBuffer] = {}
         self._serials = itertools.count(1)
@@ -145,12 +146,17 @@ class VramHeap:
             self._check_plugged()
             self._invalidate_all()
             with self.lock:
-                self.out_of_reach = "the card is being reset"
-            # What came between is of a page that nothing can be read from any more.
+                self.out_of_reach, self.takes_writes = "the card is being reset", True
+            # Nobody gets a page any more; what was written to those that came between is taken, too.
             self._invalidate_all()
+            with self.lock:
+                self.takes_writes = False
 
     def resume(self) -> None:
-        """In reach again: what borrowers got instead of their pages is taken away, and their pages are served again."""
+        """In reach again: what borrowers got instead of their pages is taken away, and their pages are served again.
+
+        Where a borrower wrote to a page of zeros that it got instead, that is the page's content from now on.
+        """
         with self._moving:
             if not self._unplugged:
                 with self.lock:
@@ -162,7 +168,7 @@ class VramHeap:
         with self._moving:
             self._unplugged = True
             with self.lock:
-                self.out_of_reach = "the card was unplugged"
+                self.out_of_reach, self.takes_writes = "the card was unplugged", False
             self._invalidate_all()
 
     def close(self) -> None:
@@ -179,10 +185,14 @@ class VramHeap:
             raise BackingLost("the card was unplugged")
 
     def _make_room(self, page_count: int, *, in_window: bool, keep: VramBuffer | None) -> PageRange:
-        """Frames of VRAM, after evicting whatever was used least recently, if it must be."""
-        below = self.visible_pages if in_window else None
+        """Frames of VRAM, after evicting whatever was used least recently of what is in the way, if it must be."""
+        below = self.visible_pages if in_window else self.vram.page_count
         victims = sorted(
-            (one for one in self._buffers.values() if one is not keep and one.place is self.vram),
+            (
+                one
+                for one in list(self._buffers.values())  # one may be freed meanwhile
+                if one is not keep and one.place is self.vram and one.frames.start < below
+            ),
             key=lambda one: one.last_used,
         )
         while True:
@@ -213,7 +223,7 @@ class VramHeap:
             buffer.subscribers.invalidate(PageRange(0, buffer.page_count))
 
     def _count(self) -> None:
-        places = [(one.place, one.page_count) for one in self._buffers.values()]
+        places = [(one.place, one.page_count) for one in list(self._buffers.values())]
         self.stats.vram_pages = sum(count for place, count in places if place is self.vram)
         self.stats.system_pages = sum(count for place, count in places if place is self.system)
 
@@ -257,16 +267,16 @@ class VramBuffer:
 
     def write(self, pages: PageRange, content: bytes | memoryview) -> None:
         with self.heap.lock:
-            self.place.write(self._reached(pages), content)
+            self.place.write(self._reached(pages, writing=True), content)
 
     def draw(self, pages: PageRange, content: bytes) -> None:
         """The card writes ``content``; when this returns, no borrower sees what was there before. Raises BackingLost."""
         self.write(pages, content)
         self.subscribers.invalidate(pages)
 
-    def _reached(self, pages: PageRange) -> PageRange:
+    def _reached(self, pages: PageRange, *, writing: bool = False) -> PageRange:
         """The frames of ``pages``, where they are now. Under the heap's lock. Raises BackingLost."""
-        if self.closed or self.heap.out_of_reach:
+        if self.closed or (self.heap.out_of_reach and not (writing and self.heap.takes_writes)):
             raise BackingLost(self.heap.out_of_reach or "the buffer was freed")
         if not 0 <= pages.start <= pages.end <= self.page_count:
             raise ValueError(f"pages {pages.start} to {pages.end} of a buffer of {self.page_count}")

@@ -94,8 +94,10 @@ class Vcpu:
     def touch(self, address: int, size_bytes: int = 1, content: bytes | None = None) -> bytes | None:
         """Reads (or with ``content`` writes) within one page. None: the vCPU is paused now. Raises GuestFault."""
         gfn, offset_bytes = address >> PAGE_SHIFT, address & (PAGE_SIZE - 1)
+        if offset_bytes + (size_bytes if content is None else len(content)) > PAGE_SIZE:
+            raise ValueError(f"an access at {address:#x} that crosses a page's end")
         with self._domain.lock:
-            entry = self._domain.p2m.get(gfn)
+            entry = None if self._domain.dead else self._domain.p2m.get(gfn)
             if entry is None or entry.kind is P2MType.LENT_LOST or (content is not None and not entry.writable):
                 raise GuestFault(f"gfn {gfn:#x}")
             if entry.frame is None:
@@ -139,6 +141,8 @@ class Vcpu:
     def kill(self) -> None:
         """It is gone, wherever it was. Idempotent."""
         with self._domain.changed:
+            if self.killed:
+                return
             self.killed = True
             if self.paused_at is not None:
                 self._domain.waiting[self.paused_at].remove(self)
@@ -191,9 +195,10 @@ class GuestDomain:
 
 
 class LendingFd:
-    """The capability to lend to one domain, and to no other: the lender's hypercalls. Ends when it is closed or the domain dies.
+    """The capability to lend to one domain, and to no other: the lender's hypercalls. Nothing is lent by it after ``close``.
 
-    None of them waits for the borrower. Ranges are whole: what ``lend`` began, ``end`` ends.
+    None of them waits for the borrower. Ranges are whole: what ``lend`` began, ``end`` ends. When the domain dies, what it
+    wrote can still be taken by ``revoke`` and ``clean``; all else but ``end`` and ``close`` is ESTALE then.
     """
 
     def __init__(self, domain: GuestDomain) -> None:
@@ -205,10 +210,15 @@ class LendingFd:
             raise HypercallError(errno.ESTALE, "the domain is gone, or the capability was closed")
 
     def lend(self, gfns: PageRange, *, writable: bool) -> None:
-        """The domain may touch ``gfns`` from now on; none of them has a page. EEXIST where there is memory already."""
+        """The domain may touch ``gfns`` from now on; none of them has a page. EEXIST where there is memory already.
+
+        EINVAL for a range of nothing.
+        """
         domain = self._domain
         with domain.lock:
             self._check_open()
+            if not 0 <= gfns.start < gfns.end:
+                raise HypercallError(errno.EINVAL, f"no range: gfns {gfns.start:#x} to {gfns.end:#x}")
             if any(gfn in domain.p2m for gfn in range(*gfns)):
                 raise HypercallError(errno.EEXIST, f"there is memory between gfns {gfns.start:#x} and {gfns.end:#x}")
             domain.lent[gfns.start] = gfns
@@ -216,26 +226,36 @@ class LendingFd:
                 domain.p2m[gfn] = _Entry(P2MType.LENT_ABSENT, None, writable)
 
     def _lent(self, gfn: int) -> _Entry:
-        self._check_open()
         entry = self._domain.p2m.get(gfn)
         if entry is None or entry.kind is P2MType.RAM:
             raise HypercallError(errno.EINVAL, f"gfn {gfn:#x} is not lent")
         return entry
 
+    def _vacant(self, gfn: int) -> _Entry:
+        self._check_open()
+        entry = self._lent(gfn)
+        if entry.frame is not None:
+            raise HypercallError(errno.EEXIST, f"gfn {gfn:#x} has a page")
+        return entry
+
     def resolve(self, gfn: int, content: bytes, *, dirty: bool = False) -> None:
-        """Puts a page there; whoever waits for it goes on. EINVAL where nothing is lent."""
+        """Puts a page there; whoever waits for it goes on. EINVAL where nothing is lent, and for what isn't a page.
+
+        EEXIST where a page is, which may have been written to (as UFFDIO_COPY has it): revoke it first.
+        """
+        if len(content) != PAGE_SIZE:
+            raise HypercallError(errno.EINVAL, f"{len(content)} bytes are no page")
         with self._domain.lock:
-            entry = self._lent(gfn)
+            entry = self._vacant(gfn)
             entry.frame = Frame(content)
             entry.frame.dirty = dirty
             entry.kind = P2MType.LENT
             self._domain.let_go_on(gfn)
 
     def fail(self, gfn: int) -> None:
-        """There is no page to be had: whoever touches it gets a fault, until it is revoked. EINVAL where nothing is lent."""
+        """There is no page to be had: whoever touches it gets a fault, until it is revoked. EINVAL, EEXIST as ``resolve``."""
         with self._domain.lock:
-            entry = self._lent(gfn)
-            entry.frame, entry.kind = None, P2MType.LENT_LOST
+            self._vacant(gfn).kind = P2MType.LENT_LOST
             self._domain.let_go_on(gfn)
 
     def retry(self, gfn: int) -> None:
@@ -246,16 +266,13 @@ class LendingFd:
     def revoke(self, gfns: PageRange) -> list[Dirtied]:
         """The pages are out of reach when this returns, in every vCPU; what was written to them comes back.
 
-        Can't fail for what was lent: of a domain that is gone, nothing can be reached.
+        Can't fail for what is lent, also when the domain is gone. EINVAL for a range that isn't: then nothing is taken.
         """
         found = []
         with self._domain.lock:
-            if self._domain.dead:
-                return []
-            for gfn in range(*gfns):
-                entry = self._domain.p2m.get(gfn)
-                if entry is None or entry.kind is P2MType.RAM:
-                    raise HypercallError(errno.EINVAL, f"gfn {gfn:#x} is not lent")
+            if self.closed:
+                return []  # everything went with it
+            for gfn, entry in [(gfn, self._lent(gfn)) for gfn in range(*gfns)]:
                 if entry.frame is not None and entry.frame.dirty:
                     found.append(Dirtied(gfn, bytes(entry.frame.content)))
                 entry.frame, entry.kind = None, P2MType.LENT_ABSENT
@@ -276,7 +293,7 @@ class LendingFd:
         """Nothing is lent there any more: whoever waits or comes gets a fault. EINVAL for what isn't one whole range."""
         domain = self._domain
         with domain.lock:
-            if domain.dead:
+            if self.closed:
                 return
             if domain.lent.get(gfns.start) != gfns:
                 raise HypercallError(errno.EINVAL, f"nothing was lent from gfn {gfns.start:#x} to {gfns.end:#x}")
@@ -289,12 +306,13 @@ class LendingFd:
             self._domain.let_go_on(gfn)
 
     def next_fault(self, timeout_s: float | None = None) -> FaultRecord | None:
-        """The next vCPU that waits; None after ``timeout_s``, or when the capability is closed."""
-        with self._domain.changed:
-            while not self._domain.faults:
-                if self.closed or self._domain.dead or timeout_s == 0 or not self._domain.changed.wait(timeout_s):
-                    return None
-            return self._domain.faults.popleft()
+        """The next vCPU that waits; None after ``timeout_s``, when the domain is gone or the capability closed."""
+        domain = self._domain
+        with domain.changed:
+            domain.changed.wait_for(lambda: domain.faults or self.closed or domain.dead, timeout_s)
+            if self.closed or domain.dead or not domain.faults:
+                return None
+            return domain.faults.popleft()
 
     def close(self) -> None:
         """Ends all that was lent: a lender that dies leaves nothing behind. Idempotent."""
@@ -322,15 +340,17 @@ class Hypervisor:
         return domain
 
     def destroy_domain(self, domain_id: int) -> None:
-        """Its memory is gone, lent or not; the lender's capability is stale."""
-        domain = self._domains.pop(domain_id)
+        """Its memory and its vCPUs are gone. What is lent is the lender's: what was written there waits to be revoked. ESRCH."""
+        domain = self._domain(domain_id)
+        del self._domains[domain_id]
         with domain.changed:
             domain.dead = True
-            domain.p2m.clear()
-            domain.lent.clear()
-            for gfn in list(domain.waiting):
-                domain.let_go_on(gfn)
+            domain.p2m = {gfn: entry for gfn, entry in domain.p2m.items() if entry.kind is not P2MType.RAM}
+            domain.faults.clear()
             domain.changed.notify_all()
+            vcpus = list(domain.vcpus)
+        for vcpu in vcpus:
+            vcpu.kill()
 
     def _domain(self, domain_id: int) -> GuestDomain:
         try:

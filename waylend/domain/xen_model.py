@@ -10,6 +10,7 @@ lender. The lender controls this one domain, and nothing else, by its capability
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from typing import Protocol
@@ -101,18 +102,24 @@ class XenModelDomain(AddressedDomain):
         """Serves the faults that wait now; how many there were."""
         served = 0
         while (fault := self._operations.next_fault(0)) is not None:
-            self._on_fault(fault)
+            self._answer(fault)
             served += 1
         return served
 
     def _serve(self) -> None:
         while (fault := self._operations.next_fault()) is not None:
-            try:
-                self._on_fault(fault)
-            except HypercallError as error:  # the borrower has gone
-                log.info("domain %s: %s", self.name, error)
-            except Exception:
-                log.exception("domain %s: serving %s", self.name, fault)
+            self._answer(fault)
+
+    def _answer(self, fault: FaultRecord) -> None:
+        try:
+            self._on_fault(fault)
+        except HypercallError as error:  # the borrower has gone
+            log.info("domain %s: %s", self.name, error)
+        except Exception:
+            # The guest must neither stand still for ever nor have what isn't sure.
+            log.exception("domain %s: serving %s", self.name, fault)
+            with contextlib.suppress(HypercallError):
+                self._operations.fail(fault.gfn)
 
     def _on_fault(self, fault: FaultRecord) -> None:
         gfn = fault.gfn - self.first_gfn
