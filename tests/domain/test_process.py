@@ -14,6 +14,7 @@ from tests.processes import wait_until
 from waylend.backing.file import FileBacking
 from waylend.domain.process import ProcessDomain
 from waylend.errors import LeaseEnded, NoSpace, QuotaExceeded
+from waylend.lending.lease import LeaseState
 from waylend.lending.pages import PAGE_SIZE
 
 
@@ -101,3 +102,18 @@ def test_a_lease_that_ends_by_itself_lets_its_backing_go_here_too() -> None:
         borrower.kill()
         wait_until(lambda: backing.fileno() < 0, "the backing to be closed")
         assert domain.lease(lease.lease_id) is None
+
+
+def test_lending_anew_after_its_process_was_killed_starts_another() -> None:
+    with opened(ProcessDomain, aperture_pages=64) as domain:
+        old = domain.lend(FileBacking(file_backing_fd(4)))
+        os.kill(domain.pid, signal.SIGKILL)
+        wait_until(lambda: old.state is LeaseState.ENDED, "its leases to be over")
+        new = domain.lend(FileBacking(file_backing_fd(4)))
+        assert new.lease_id == old.lease_id, "the numbers begin again"
+        for call in (domain.open_lease, domain.revoke, domain.sync):
+            with pytest.raises(LeaseEnded):
+                call(old)
+        domain.end(old)
+        with FdBorrower(domain.open_lease(new)) as borrower:
+            assert borrower.read(PAGE_SIZE, 1) == b"\2"

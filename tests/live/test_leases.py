@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from tests.live.compositors import Sway
 from tests.live.conftest import MakeGuest
 from tests.live.guest import Guest, Proxy
-from tests.processes import Process, wait_until
+from tests.processes import Process, descendants, wait_until
 
 
 @pytest.fixture
@@ -91,3 +93,29 @@ def test_leases_can_be_read_by_a_person(guest: Guest) -> None:
         shown = proxy.ask("leases")
         assert "keymap" in shown
         assert str(proxy.process.pid) in shown
+
+
+def test_new_clients_are_lent_to_after_the_serving_process_was_killed(guest: Guest) -> None:
+    """A guest can't do that, but the kernel short of memory can: who comes later finds everything as it was."""
+    with _keymap_client(guest) as (_, before):
+        pass
+    waylend = _proxy(guest).process
+    serving = [pid for pid in descendants(waylend.pid) if "waylend.domain.process" in command_of(pid)]
+    assert len(serving) == 1
+    os.kill(serving[0], signal.SIGKILL)
+    wait_until(lambda: _keymap_of(guest) == before, "a new client to be lent the keymap")
+    assert waylend.running
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except FileNotFoundError:
+        return ""
+
+
+def _keymap_of(guest: Guest) -> str:
+    """What a client makes of it; a client that comes in the very moment may be ended."""
+    with suppress(AssertionError), _keymap_client(guest) as (_, line):
+        return line
+    return ""

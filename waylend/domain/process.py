@@ -19,7 +19,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from waylend import errors
@@ -48,7 +48,7 @@ class ProcessDomain:
     """See ``Domain``. Takes the options of FuseDomain that are numbers, strings or flags. Raises what FuseDomain raises.
 
     Calls are served one after the other; each waits for the other process, never for a borrower. Should that process
-    die, borrowers get errors and all calls here raise LeaseEnded.
+    die, borrowers get errors and its leases are over; ``lend`` starts another.
     """
 
     mechanism = "fuse"
@@ -59,12 +59,22 @@ class ProcessDomain:
         self._lock = threading.RLock()
         self._borrowed: dict[int, _Borrowed] = {}
         self._closed = False
-        ours, theirs = socket.socketpair()
-        self._socket = ours
-        self._notices, its_notices = socket.socketpair()
+        self._options = options
+        self._running = False
+        try:
+            with self._lock:
+                self._start()
+        except BaseException:
+            self._listener.join()
+            raise
+
+    def _start(self) -> None:
+        """Starts the process. Raises Unavailable."""
+        self._socket, theirs = socket.socketpair()
+        notices, its_notices = socket.socketpair()
         home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         program = (
-            f"import sys; sys.path.insert(0, {home!r}); "
+            f"import sys; sys.path.insert(0, {home!r});"
             f"from waylend.domain.process import serve; serve({theirs.fileno()}, {its_notices.fileno()})"
         )
         with theirs, its_notices:
@@ -73,15 +83,17 @@ class ProcessDomain:
                 pass_fds=[theirs.fileno(), its_notices.fileno()],
                 stdin=subprocess.DEVNULL,
             )
-        self._listener = threading.Thread(target=self._listen, name=f"{name}-notices", daemon=True)
+        self._running = True
+        self._listener = threading.Thread(
+            target=self._listen, args=(notices,), name=f"{self.name}-notices", daemon=True
+        )
         self._listener.start()
         try:
-            answer = self._ask("open", name=name, options=options)
+            answer = self._ask("open", name=self.name, options=self._options)
             self._aperture_pages: int = answer["aperture_pages"]
             self._root_fd: int = answer["root_fd"]
         except BaseException:
             self._finish()
-            self._listener.join()
             raise
 
     @property
@@ -110,9 +122,12 @@ class ProcessDomain:
             size_bytes = backing.size_bytes - offset_bytes
         check_range(backing, offset_bytes, size_bytes)
         with self._lock:
+            if not self._running and not self._closed:
+                logging.getLogger(__name__).warning("domain %s: its process was lost, and is started again", self.name)
+                self._start()
             answer = self._ask(
                 "lend",
-                fds=[backing.fileno()],
+                [backing.fileno()],
                 backing_bytes=backing.size_bytes,
                 writable=backing.writable,
                 offset_bytes=offset_bytes,
@@ -139,7 +154,7 @@ class ProcessDomain:
         return lease
 
     def open_lease(self, lease: Lease) -> int:
-        fd: int = self._ask("open_lease", lease_id=lease.lease_id)["fds"][0]
+        fd: int = self._ask_of(lease, "open_lease")["fds"][0]
         return fd
 
     def open_bar(self, *, writable: bool = False) -> int:
@@ -149,24 +164,24 @@ class ProcessDomain:
 
     def revoke(self, lease: Lease, pages: PageRange | None = None) -> int:
         """See ``Domain``. ``pages`` (from 0) takes only a part. Raises LeaseEnded, RevokeTimeout."""
-        taken: int = self._ask("revoke", lease_id=lease.lease_id, pages=pages)["taken"]
+        taken: int = self._ask_of(lease, "revoke", pages=pages)["taken"]
         self.events.emit(EventKind.REVOKED, lease, PageRange(0, lease.page_count) if pages is None else pages)
         return taken
 
     def sync(self, lease: Lease) -> None:
         """What the borrower has written so far is in the backing, and durable there where the backing has such a thing."""
-        self._ask("sync", lease_id=lease.lease_id)
+        self._ask_of(lease, "sync")
 
     def end(self, lease: Lease) -> None:
         if lease.state is not LeaseState.ENDED:
             with contextlib.suppress(LeaseEnded):
-                self._ask("end", lease_id=lease.lease_id)
+                self._ask_of(lease, "end")
 
     def end_when_unused(self, lease: Lease) -> None:
         if lease.state is not LeaseState.ENDED:
             lease.state = LeaseState.ENDING
             with contextlib.suppress(LeaseEnded):
-                self._ask("end_when_unused", lease_id=lease.lease_id)
+                self._ask_of(lease, "end_when_unused")
 
     def lease(self, lease_id: int) -> Lease | None:
         """The lease with that id, while it isn't over."""
@@ -174,23 +189,24 @@ class ProcessDomain:
         return None if borrowed is None else borrowed.lease
 
     def stats(self) -> DomainStats:
-        leases = [] if self._closed else self._ask("stats")["leases"]
+        leases = self._ask("stats")["leases"] if self._running else []
         return DomainStats(
             self.name, self.mechanism, self._aperture_pages, tuple(LeaseStats(**figures) for figures in leases)
         )
 
     def close(self) -> None:
         with self._lock:
-            if self._closed:
-                return
-            with contextlib.suppress(LendingError):
-                self._ask("close")
-            self._finish()
+            self._closed = True
+            if self._running:
+                with contextlib.suppress(LendingError):
+                    self._ask("close")
+            if self._running:
+                self._finish()
         self._listener.join()
 
     def _finish(self) -> None:
         """The process is gone, or goes now, and every lease with it."""
-        self._closed = True
+        self._running = False
         self._socket.close()
         try:
             self._process.wait(_ENDING_S)
@@ -203,12 +219,12 @@ class ProcessDomain:
         mine = lease.from_backing(pages)
         if mine.page_count:
             with contextlib.suppress(LeaseEnded):
-                self._ask("invalidate", lease_id=lease.lease_id, pages=mine)
+                self._ask_of(lease, "invalidate", pages=mine)
 
-    def _listen(self) -> None:
+    def _listen(self, notices: socket.socket) -> None:
         """Over there a lease has ended by itself, or everything has: so the backing can go here, too."""
-        with self._notices:
-            while self._notices.recv(64):
+        with notices:
+            while notices.recv(64):
                 with contextlib.suppress(LendingError):
                     self._ask("ended")
         with contextlib.suppress(LendingError):
@@ -225,13 +241,21 @@ class ProcessDomain:
                     borrowed.backing.close()
                 self.events.emit(EventKind.ENDED, borrowed.lease, PageRange(0, borrowed.lease.page_count))
 
-    def _ask(self, request: str, *, fds: list[int] | None = None, **arguments: object) -> dict[str, Any]:
+    def _ask_of(self, lease: Lease, request: str, **arguments: object) -> dict[str, Any]:
+        """A request about a lease, which a process that was started since doesn't have: its number may be another's."""
+        with self._lock:
+            borrowed = self._borrowed.get(lease.lease_id)
+            if self._running and (borrowed is None or borrowed.lease is not lease):
+                raise LeaseEnded(f"lease {lease.lease_id} of domain {self.name} is over")
+            return self._ask(request, lease_id=lease.lease_id, **arguments)
+
+    def _ask(self, request: str, fds: Sequence[int] = (), /, **arguments: object) -> dict[str, Any]:
         """One request and its answer; raises what was raised over there."""
         with self._lock:
-            if self._closed:
+            if not self._running:
                 raise LeaseEnded(f"domain {self.name} is closed")
             try:
-                _send(self._socket, {"request": request, **arguments}, fds or [])
+                _send(self._socket, {"request": request, **arguments}, fds)
                 answer = _receive(self._socket)
             except OSError as error:
                 answer = None
@@ -245,7 +269,7 @@ class ProcessDomain:
             return answer
 
 
-def _send(connection: socket.socket, message: dict[str, Any], fds: list[int]) -> None:
+def _send(connection: socket.socket, message: dict[str, Any], fds: Sequence[int]) -> None:
     content = json.dumps(message).encode()
     packet = _LENGTH.pack(len(content)) + content
     sent = socket.send_fds(connection, [packet], fds)

@@ -134,6 +134,11 @@ class Session:
         except OSError as error:
             self._hung_up(source, error.strerror or f"{error}")
             return
+        except Exception as error:
+            # Ours to answer for, but this client's end alone: with an error, where it would hang else.
+            logger.exception("session %d", self.session_id)
+            self._refuse(ProtocolError(DISPLAY_ID, ProtocolError.IMPLEMENTATION, f"wl_display#1: {error}"))
+            return
         source.rest = bytes(buffer.octets[whole:count]) if whole < count else b""
         if whole:
             chunk = buffer.octets[:whole]

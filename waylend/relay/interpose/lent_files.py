@@ -12,7 +12,7 @@ from waylend.backing.base import Backing
 from waylend.backing.file import FileBacking
 from waylend.domain.base import Domain
 from waylend.errors import LimitExceeded, ProtocolError, QuotaExceeded
-from waylend.lending.lease import Lease
+from waylend.lending.lease import Lease, LeaseState
 from waylend.relay.endpoint import close_all
 from waylend.relay.events import LeaseLent, LeaseReturned
 from waylend.relay.interpose import Client, FdMessage, Interposer
@@ -37,9 +37,10 @@ class FileLender:
         """The lease of those pages, until the session gives it back. Owns ``backing``. Raises LendingError."""
         key = backing.key
         lease = self._leases.get(key)
-        if lease is None:
+        # One that ended by itself went with the process that served it.
+        if lease is None or lease.state is LeaseState.ENDED:
             lease = self._leases[key] = self.domain.lend(backing, name=name)
-            self._borrowers[key] = set()
+            self._borrowers.setdefault(key, set())
         else:
             backing.close()
         self._borrowers[key].add(session_id)
