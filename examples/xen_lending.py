@@ -12,7 +12,8 @@ import threading
 import time
 
 from waylend.backing.vram import VramHeap
-from waylend.domain.xen_hypervisor import GuestFault, HypercallError, Hypervisor
+from waylend.domain.xen_guest import GuestFault, HypercallError
+from waylend.domain.xen_hypervisor import Hypervisor
 from waylend.domain.xen_model import XenModelDomain
 from waylend.lending.lease import BackingIndex, LossPolicy, Protection
 from waylend.lending.p2m import Event

@@ -28,7 +28,7 @@ from waylend.domain.kvm import KvmDomain
 from waylend.domain.kvm_vm import Exit, ExitKind
 from waylend.domain.memfd import MemfdDomain
 from waylend.domain.process import ProcessDomain
-from waylend.domain.xen_hypervisor import GuestFault
+from waylend.domain.xen_guest import GuestFault
 from waylend.domain.xen_model import XenModelDomain
 from waylend.errors import Unavailable
 from waylend.lending.lease import Lease

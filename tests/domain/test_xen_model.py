@@ -16,7 +16,8 @@ from tests.domain.borrowers import file_backing_fd
 from tests.processes import wait_until
 from waylend.backing.file import FileBacking
 from waylend.backing.vram import VramHeap
-from waylend.domain.xen_hypervisor import GuestDomain, GuestFault, HypercallError, Hypervisor, LendingFd
+from waylend.domain.xen_guest import GuestDomain, GuestFault, HypercallError
+from waylend.domain.xen_hypervisor import Hypervisor, LendingFd
 from waylend.domain.xen_model import XenModelDomain
 from waylend.lending.lease import BackingIndex, Protection
 from waylend.lending.pages import PAGE_SHIFT, PAGE_SIZE, PageRange

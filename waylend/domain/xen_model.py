@@ -16,7 +16,8 @@ import threading
 from typing import Protocol
 
 from waylend.domain.addressed import AddressedDomain, Lent, hand_over
-from waylend.domain.xen_hypervisor import Dirtied, FaultRecord, GuestDomain, HypercallError, Hypervisor
+from waylend.domain.xen_guest import Dirtied, FaultRecord, GuestDomain, HypercallError
+from waylend.domain.xen_hypervisor import Hypervisor
 from waylend.errors import BackingLost, LeaseEnded
 from waylend.lending.lease import LOST, BackingIndex, Lease
 from waylend.lending.pages import PAGE_SHIFT, PageRange
