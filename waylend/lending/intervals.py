@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from operator import sub
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
@@ -32,7 +33,7 @@ class _Chunk(Generic[V]):
 
     def widest_gap(self) -> int:
         if self.widest < 0:
-            self.widest = max((s - e for s, e in zip(self.starts[1:], self.ends, strict=False)), default=0)
+            self.widest = max(map(sub, self.starts[1:], self.ends), default=0)
         return self.widest
 
 
