@@ -33,7 +33,7 @@ from waylend.relay.interpose.registry import GlobalFilter, Registry
 from waylend.relay.loop import Loop
 from waylend.relay.relay import MakeInterposers, Relay
 from waylend.relay.session import Session, Trace
-from waylend.running import claim, make_room_for_fds, running, single_errors
+from waylend.running import beating, claim, make_room_for_fds, running, single_errors
 from waylend.wire.spec import InterfaceSpec
 from waylend.wire.tables import load_tables
 
@@ -226,6 +226,11 @@ class GuestHalf:
         if bar is not None:
             bar.close()
 
+    def beat(self, elapsed_s: float) -> None:
+        """To be called every ``elapsed_s`` in the loop's thread."""
+        if self._end is not None and self._end.ready:
+            self._end.beat(elapsed_s)
+
     def _connect(self) -> Connection:
         if self._end is None or self._bar is None:
             raise ConnectionRefusedError(errno.ECONNREFUSED, "the host half is not there")
@@ -360,4 +365,5 @@ async def guest_half(
         for sock in sockets:
             loop.call(functools.partial(half.relay.listen, sock))
         await stack.enter_async_context(running(loop, half.close))
+        await stack.enter_async_context(beating(loop, half.beat))
         yield Guest(paths)

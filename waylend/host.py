@@ -41,7 +41,15 @@ from waylend.relay.interpose.toplevel import Toplevel
 from waylend.relay.loop import EPOLLIN, Loop
 from waylend.relay.relay import MakeInterposers, Relay
 from waylend.relay.session import Session, Trace
-from waylend.running import called_in_this_thread, claim, make_room_for_fds, new_control_path, running, single_errors
+from waylend.running import (
+    beating,
+    called_in_this_thread,
+    claim,
+    make_room_for_fds,
+    new_control_path,
+    running,
+    single_errors,
+)
 from waylend.wire.spec import InterfaceSpec
 from waylend.wire.tables import load_tables
 
@@ -158,6 +166,11 @@ class HostHalf:
     def _on_over(self, why: str) -> None:
         logger.warning("the channel to the guest half is over: %s", why)
         self._end = None
+
+    def beat(self, elapsed_s: float) -> None:
+        """To be called every ``elapsed_s`` in the loop's thread."""
+        if self._end is not None:
+            self._end.beat(elapsed_s)
 
     # Attachments
 
@@ -344,6 +357,7 @@ async def serve_guest(
             silence_s=silence_s,
         )
         await stack.enter_async_context(running(loop, half.close))
+        await stack.enter_async_context(beating(loop, half.beat))
         tasks = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(tasks.cancel_scope.cancel)
         if compositor.path:

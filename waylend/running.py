@@ -24,6 +24,8 @@ from waylend.relay.sockets import ListeningSocket, socket_path
 
 logger = logging.getLogger(__name__)
 
+_BEAT_S = 5.0
+
 
 @asynccontextmanager
 async def single_errors() -> AsyncIterator[None]:
@@ -86,6 +88,23 @@ async def called_in_this_thread(on_event: Callable[[Event], None]) -> AsyncItera
         deliver()
     finally:
         os.close(wake_fd)
+
+
+@asynccontextmanager
+async def beating(loop: Loop, beat: Callable[[float], None]) -> AsyncIterator[None]:
+    """Calls ``beat(seconds since the last)`` in the loop's thread every few seconds, until the context is left."""
+
+    async def keep_beating() -> None:
+        while True:
+            await anyio.sleep(_BEAT_S)
+            loop.call(lambda: beat(_BEAT_S))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(keep_beating)
+        try:
+            yield
+        finally:
+            tasks.cancel_scope.cancel()
 
 
 def claim(

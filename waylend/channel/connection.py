@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import sys
+import struct
 from collections import deque
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Protocol
 
 from waylend.channel.link import EPOLLIN, EPOLLOUT, Link, Loop
 from waylend.channel.messages import CONNECTION_WINDOW_BYTES, MAX_CONTENT_BYTES, Sender, Spoken
@@ -24,7 +24,7 @@ from waylend.wire.tables import load_tables
 
 logger = logging.getLogger(__name__)
 
-_BYTE_ORDER: Literal["little", "big"] = sys.byteorder
+_UINT = struct.Struct("=I")
 _CREDIT_BYTES = CONNECTION_WINDOW_BYTES // 4
 #: A session sends what one receive brought, and stops receiving when this much is left of its credit.
 _RESERVE_BYTES = 1 << 18
@@ -78,6 +78,7 @@ class Connection(Spoken):
         self.channel = link
         self._attachments = attachments
         self._handler: Callable[[int], None] | None = None
+        self._feed: Callable[[memoryview, memoryview, int], None] | None = None
         self._mask = EPOLLIN
         self._inbox: deque[tuple[bytes, list[int]]] = deque()
         self._arrived_fds: list[int] = []
@@ -86,19 +87,27 @@ class Connection(Spoken):
         self._on_way_bytes = 0
         self._their_end = False
         self._closed = False
+        #: Neither half has ended it.
+        self._speaks = True
         self._failure: PeerError | None = None
         link.add(self)
 
     # The session's side: what an endpoint has
 
-    def join(self, _loop: Loop, handler: Callable[[int], None]) -> None:
-        """``handler(events)`` is called when there is something to receive, and when it can send again."""
+    def join(
+        self, _loop: Loop, handler: Callable[[int], None], feed: Callable[[memoryview, memoryview, int], None]
+    ) -> None:
+        """``handler(events)`` is called when there is something to receive, and when it can send again.
+
+        What comes alone and whole goes to ``feed(words, octets, count)`` without detours.
+        """
         self._handler = handler
+        self._feed = feed
         if self._inbox or self._their_end:
             self.channel.loop.call_later(0.0, self._deliver)
 
     def leave(self) -> None:
-        self._handler = None
+        self._handler = self._feed = None
 
     def watch(self, mask: int) -> None:
         resumed = mask & EPOLLIN and not self._mask & EPOLLIN
@@ -123,22 +132,27 @@ class Connection(Spoken):
         buffer.octets[:start] = self.rest
         buffer.octets[start : start + count] = content
         self._inbox_bytes -= count
+        self._take(count)
+        return start + count, fds or None
+
+    def _take(self, count: int) -> None:
         self._taken_bytes += count
         if self._taken_bytes >= _CREDIT_BYTES:
             self.tell("credit", self._taken_bytes)
             self._taken_bytes = 0
-        return start + count, fds or None
 
     def send(self, octets: memoryview, fds: list[int] | None = None) -> None:
         """Owns ``fds`` from now on. One that can't go to the other half ends the session: its next receive says why."""
         if fds:
             self._attach_all(fds)
-        if self._closed or self._their_end:
+        if not self._speaks:
             return
-        self._on_way_bytes += len(octets)
-        while len(octets) > MAX_CONTENT_BYTES:
+        length = len(octets)
+        self._on_way_bytes += length
+        while length > MAX_CONTENT_BYTES:
             self.link.send_array(self.outbox, self.object_id, octets[:MAX_CONTENT_BYTES])
             octets = octets[MAX_CONTENT_BYTES:]
+            length -= MAX_CONTENT_BYTES
         self.link.send_array(self.outbox, self.object_id, octets)
         if self._on_way_bytes > CONNECTION_WINDOW_BYTES - _RESERVE_BYTES:
             self.queued_bytes = _FULL
@@ -188,7 +202,8 @@ class Connection(Spoken):
         if self._closed:
             return
         self._closed = True
-        self._handler = None
+        self._speaks = False
+        self._handler = self._feed = None
         for _, fds in self._inbox:
             _close_all(fds)
         _close_all(self._arrived_fds)
@@ -202,25 +217,32 @@ class Connection(Spoken):
 
     # The other half's side
 
+    def feed(self, words: memoryview, octets: memoryview, count: int) -> bool:
+        """``bytes`` that came alone: ``count`` bytes at the start of ``octets``. False: it has to be ``handle``d."""
+        feed = self._feed
+        if feed is None or self._inbox or self._arrived_fds or self.rest or not self._mask & EPOLLIN or count & 3:
+            return False
+        self._take(count)
+        feed(words, octets, count)
+        return True
+
     def handle(self, opcode: int, body: memoryview) -> None:
         if opcode:
             super().handle(opcode, body)
             return
         length = len(body)
-        size = int.from_bytes(body[:4], _BYTE_ORDER)
-        if length < 8 or size != length - 4:  # whole words always, so there is no padding
+        (size,) = _UINT.unpack_from(body) if length >= 8 else (0,)
+        if size != length - 4 or size & 3:  # whole words always, so there is no padding
             raise ChannelError(f"{self}.bytes: {size} bytes in a message of {length}")
         if self._their_end:
             raise ChannelError(f"{self}: bytes after the end")
         if self._closed:
             return
-        self._inbox_bytes += size
-        if self._inbox_bytes + self._taken_bytes > CONNECTION_WINDOW_BYTES:
+        if self._inbox_bytes + self._taken_bytes + size > CONNECTION_WINDOW_BYTES:
             raise ChannelError(f"{self}: more bytes than it has credit for")
-        fds = self._arrived_fds
-        if fds:
-            self._arrived_fds = []
+        fds, self._arrived_fds = self._arrived_fds, []
         self._inbox.append((bytes(body[4:]), fds))
+        self._inbox_bytes += size
         handler = self._handler
         if handler is not None and self._mask & EPOLLIN:
             handler(EPOLLIN)
@@ -291,6 +313,7 @@ class Connection(Spoken):
         if self._their_end:
             raise ChannelError(f"{self}: a second end")
         self._their_end = True
+        self._speaks = False
         self.end_reason = reason.decode(errors="replace")
         if self._closed:
             self.channel.remove(self.object_id)
@@ -300,6 +323,7 @@ class Connection(Spoken):
     def link_closed(self) -> None:
         """The channel is over: the session finds an end of file, behind what has arrived."""
         self._their_end = True
+        self._speaks = False
         self._mask |= EPOLLIN
         self._deliver()
 

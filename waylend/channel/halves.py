@@ -39,18 +39,22 @@ class _End(Spoken):
     def on_pong(self, _serial: int) -> None:
         """That it came is what it says."""
 
-    def _begin_pulse(self) -> None:
-        self.channel.begin_pulse(lambda serial: self.tell("ping", serial))
+    def beat(self, elapsed_s: float) -> None:
+        """To be called every ``elapsed_s``, some seconds, while there is the link: asks whether the other half is there.
+
+        Timers of the loop would do, but each makes every wait of the loop's a little dearer.
+        """
+        self.channel.beat(lambda serial: self.tell("ping", serial), elapsed_s)
 
     def end_all(self) -> None:
         """Every connection finds its end, and every pipe. Nothing of that is told to the other half."""
-        muted, self.channel.mute = self.channel.mute, True
+        self.channel.hush(True)
         for spoken in list(self.channel.objects.values()):
             if isinstance(spoken, Connection):
                 spoken.link_closed()
             elif isinstance(spoken, Stream):
                 spoken.close()
-        self.channel.mute = muted
+        self.channel.hush(False)
 
     def close(self) -> None:
         """Idempotent."""
@@ -100,7 +104,6 @@ class HostEnd(_End):
         if not version:
             raise ChannelError(f"the guest half speaks no version of the channel; this half speaks {VERSION}")
         self._greeted = True
-        self._begin_pulse()
 
     def on_connect(self, object_id: int) -> None:
         self.channel.check_new_id(object_id)
@@ -162,7 +165,6 @@ class GuestEnd(_End):
             raise ChannelError(f"the host half speaks version {version} of the channel, this half speaks {VERSION}")
         self.ready = True
         self._deadline.cancel()
-        self._begin_pulse()
         self._on_ready(page_count)
 
     def on_error(self, message: bytes) -> None:

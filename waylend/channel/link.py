@@ -29,8 +29,6 @@ _RECEIVE_BYTES = 1 << 18
 _HEADER_BYTES = 8
 _LAST_ID = 0xFFFFFFFF
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
-#: How often a half that has heard nothing asks whether the other is there.
-_PULSE_S = 5.0
 
 
 class Timer(Protocol):
@@ -78,13 +76,19 @@ class Link:
         self._silence_s = silence_s
         self._memory = bytearray(_RECEIVE_BYTES)
         self._octets = memoryview(self._memory)
+        self._whole = (self._octets,)
+        # Behind the head of a message whose only argument is an array.
+        self._array_octets = self._octets[_ARRAY_HEAD.size :]
+        self._array_words = self._array_octets.cast("I")
+        #: Nothing waits to be sent, and what is sent is meant for the other half.
+        self.clear = True
         self._have_bytes = 0
         self._unsent = memoryview(b"")
         self._turns: deque[Outbox] = deque()
         self._last_id = HOST_IDS_START - 1 if is_host else CHANNEL_ID
         self._last_theirs = CHANNEL_ID  # of the guest half's ids, which only rise
+        self._heard = False
         self._silent_s = 0.0
-        self._pulse: Timer | None = None
         self._pings = 0
         loop.add(fd, EPOLLIN, self._on_events)
 
@@ -142,7 +146,7 @@ class Link:
     def _receive(self) -> None:
         have = self._have_bytes
         try:
-            count = os.readv(self._fd, [self._octets[have:]])
+            count = os.readv(self._fd, (self._octets[have:],) if have else self._whole)
         except BlockingIOError:
             return
         except OSError as error:
@@ -151,7 +155,14 @@ class Link:
         if not count:
             self.fail("the other half has gone")
             return
-        self._silent_s = 0.0
+        self._heard = True
+        if not have and count > _ARRAY_HEAD.size:
+            # As a rule it is one message of one connection, and whole: the short way.
+            object_id, word, length = _ARRAY_HEAD.unpack_from(self._octets)
+            if word == count << 16 and length == count - _ARRAY_HEAD.size and not self.sync_to:
+                fed = self.objects.get(object_id)
+                if fed is not None and fed.feed(self._array_words, self._array_octets, length):
+                    return
         try:
             have += count
             if self.sync_to:
@@ -180,6 +191,7 @@ class Link:
         at = 0
         if self.sync_to:
             return have
+        objects = self.objects
         while have - at >= _HEADER_BYTES:
             object_id, word = _HEAD.unpack_from(octets, at)
             if not object_id:
@@ -190,11 +202,12 @@ class Link:
                 raise ChannelError(f"a message of {size_bytes} bytes: that is not waylend's channel")
             if have - at < size_bytes:
                 break
-            spoken = self.objects.get(object_id)
+            spoken = objects.get(object_id)
             if spoken is not None:
                 spoken.handle(word & 0xFFFF, octets[at + _HEADER_BYTES : at + size_bytes])
                 if self.closed:
                     return 0
+                objects = self.objects
             elif not self._was_there(object_id):
                 raise ChannelError(f"a message to object {object_id}, which nobody made")
             at += size_bytes
@@ -209,10 +222,9 @@ class Link:
 
     def send(self, source: Outbox, octets: bytes) -> None:
         """Sends a whole message, at once where nothing waits, else in its source's turn."""
-        if self.closed or self.mute:
-            return
-        if self._unsent or self._turns:
-            self._enqueue(source, octets)
+        if not self.clear:
+            if not (self.closed or self.mute):
+                self._enqueue(source, octets)
             return
         try:
             sent = os.write(self._fd, octets)
@@ -226,19 +238,28 @@ class Link:
     def send_array(self, source: Outbox, object_id: int, content: memoryview) -> None:
         """Sends message 0 of an object, whose only argument is an array; at most MAX_CONTENT_BYTES. The hot path."""
         length = len(content)
-        padding = _PADDING[length & 3]
-        head = _ARRAY_HEAD.pack(object_id, (12 + length + len(padding)) << 16, length)
-        if self._unsent or self._turns or self.closed or self.mute:
-            self.send(source, head + content + padding)
+        if length & 3 or not self.clear:
+            padding = _PADDING[length & 3]
+            head = _ARRAY_HEAD.pack(object_id, (12 + length + len(padding)) << 16, length)
+            self.send(source, b"".join((head, content, padding)))
             return
+        head = _ARRAY_HEAD.pack(object_id, (12 + length) << 16, length)
         try:
-            sent = os.writev(self._fd, (head, content, padding) if padding else (head, content))
+            sent = os.writev(self._fd, (head, content))
         except BlockingIOError:
             sent = 0
         except OSError:
             return
-        if sent < 12 + length + len(padding):
-            self._keep(memoryview(b"".join((head, content, padding)))[sent:])
+        if sent < 12 + length:
+            self._keep(memoryview(b"".join((head, content)))[sent:])
+
+    def hush(self, mute: bool) -> None:
+        """While it is mute, what is sent is dropped."""
+        self.mute = mute
+        self._look_clear()
+
+    def _look_clear(self) -> None:
+        self.clear = not (self._unsent or self._turns or self.mute or self.closed)
 
     def _enqueue(self, source: Outbox, octets: bytes) -> None:
         source.waiting.append(octets)
@@ -248,6 +269,7 @@ class Link:
 
     def _keep(self, rest: memoryview) -> None:
         self._unsent = rest
+        self.clear = False
         self.loop.modify(self._fd, EPOLLIN | EPOLLOUT)
 
     def _send_more(self) -> None:
@@ -262,6 +284,7 @@ class Link:
                 self.fail(error.strerror or f"{error}")
                 return
             if not self._turns:
+                self._look_clear()
                 self.loop.modify(self._fd, EPOLLIN)
                 return
             source = self._turns.popleft()
@@ -273,27 +296,20 @@ class Link:
 
     # The pulse and the end
 
-    def begin_pulse(self, ping: Callable[[int], None]) -> None:
-        """From now on calls ``ping(serial)`` when nothing was heard for a while; after ``silence_s`` the link is over."""
-        if self._pulse is None and self._silence_s:
-            self._next_pulse(ping)
-
-    def _next_pulse(self, ping: Callable[[int], None]) -> None:
-        delay_s = min(_PULSE_S, self._silence_s / 3)
-
-        def beat() -> None:
-            if self.closed:
-                return
-            self._silent_s += delay_s
+    def beat(self, ping: Callable[[int], None], elapsed_s: float) -> None:
+        """Called every ``elapsed_s``: ``ping(serial)`` when nothing was heard since; after ``silence_s`` the link is over."""
+        if self.closed or not self._silence_s:
+            return
+        if not self._heard:
+            self._silent_s += elapsed_s
             if self._silent_s > self._silence_s:
                 self.fail(f"nothing was heard for {self._silence_s:g} s")
                 return
-            if self._silent_s > delay_s:
-                self._pings = (self._pings + 1) & 0xFFFFFFFF
-                ping(self._pings)
-            self._next_pulse(ping)
-
-        self._pulse = self.loop.call_later(delay_s, beat)
+            self._pings = (self._pings + 1) & 0xFFFFFFFF
+            ping(self._pings)
+        else:
+            self._silent_s = 0.0
+        self._heard = False
 
     def fail(self, why: str, *, tell: bool = False) -> None:
         """The link is over. With ``tell`` a host half says why first, if the stream takes it at once."""
@@ -309,8 +325,7 @@ class Link:
         """Idempotent. Says nothing to anybody."""
         if not self.closed:
             self.closed = True
-            if self._pulse is not None:
-                self._pulse.cancel()
+            self.clear = False
             self.loop.remove(self._fd)
             os.close(self._fd)
             self._turns.clear()

@@ -79,6 +79,10 @@ class Spoken:
             raise ChannelError(f"{self}.{spec.name}: {error}") from None
         getattr(self, f"on_{spec.name}")(*args)
 
+    def feed(self, _words: memoryview, _octets: memoryview, _count: int) -> bool:
+        """Message 0, an array of ``count`` bytes that came alone, may be taken here; False: it has to be ``handle``d."""
+        return False
+
     def tell(self, name: str, *args: object) -> None:
         """Sends the message of that name, after all that this object has sent before."""
         self.link.send(self.outbox, self.encode(name, *args))

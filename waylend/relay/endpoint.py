@@ -9,7 +9,7 @@ import array
 import os
 import socket
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from waylend.errors import PeerError
@@ -39,6 +39,10 @@ class ReceiveBuffer:
         self.whole = (self.octets[:RECEIVE_BYTES],)
 
 
+#: Takes ``count`` bytes that have come: ``feed(words, octets, count)``, both views of the same memory.
+Feed = Callable[[memoryview, memoryview, int], None]
+
+
 class End(Protocol):
     """What a session needs of each of its sides. ``Endpoint`` is one on a socket; a channel has others.
 
@@ -49,8 +53,11 @@ class End(Protocol):
     rest: bytes
     queued_bytes: int
 
-    def join(self, loop: Loop, handler: Handler) -> None:
-        """From now on ``handler(events)`` is called when there is something to receive (EPOLLIN)."""
+    def join(self, loop: Loop, handler: Handler, feed: Feed) -> None:
+        """From now on ``handler(events)`` is called when there is something to receive (EPOLLIN).
+
+        An end that has it in memory, as words, with nothing left over before it and no fds, may ``feed`` it instead.
+        """
 
     def watch(self, mask: int) -> None:
         """What to call the handler for: EPOLLIN, and EPOLLOUT when more can be sent."""
@@ -81,7 +88,7 @@ class Endpoint:
         self._loop: Loop | None = None
         self._closed = False
 
-    def join(self, loop: Loop, handler: Handler) -> None:
+    def join(self, loop: Loop, handler: Handler, _feed: Feed) -> None:
         """See ``End``."""
         self._loop = loop
         loop.add(self.fd, EPOLLIN, handler)

@@ -83,8 +83,10 @@ class Loop:
         """Until ``stop``. A handler's exception is our bug: it is logged, and the loop goes on for the others."""
         poll = self._epoll.poll
         handlers = self._handlers
+        timers = self._timers
         while self._running:
-            for fd, events in poll(self._timeout_s()):
+            # A wait without a timer costs the kernel less.
+            for fd, events in poll(self._timeout_s() if timers else None):
                 # A handler of the same batch may have removed it.
                 handler = handlers.get(fd)
                 if handler is not None:
@@ -92,10 +94,12 @@ class Loop:
                         handler(events)
                     except Exception:
                         logger.exception("a handler failed")
-            if self._timers:
+            if timers:
                 self._run_timers()
 
     def _timeout_s(self) -> float | None:
+        while self._timers and self._timers[0][2].call is None:
+            heapq.heappop(self._timers)
         return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
 
     def _run_timers(self) -> None:

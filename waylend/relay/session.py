@@ -82,66 +82,75 @@ class Session:
             trace=None if trace is None else lambda message: trace(session_id, False, message),
         )
         self.emit(SessionOpened(session_id, *credentials))
-        self.client.join(self._loop, self._on_client)
-        self.compositor.join(self._loop, self._on_compositor)
+        self.client.join(
+            self._loop,
+            self._on_client,
+            functools.partial(self._feed, self.client, self.compositor, self._requests),
+        )
+        self.compositor.join(
+            self._loop,
+            self._on_compositor,
+            functools.partial(self._feed, self.compositor, self.client, self._events),
+        )
 
     # The data path
 
     def _on_client(self, events: int) -> None:
-        if events & EPOLLOUT:
-            self.client.flush()
-            self._watch()
-        if events & ~EPOLLOUT:
-            self._pump(self.client, self.compositor, self._requests)
+        if events != EPOLLIN and not self._flushed(self.client, events):
+            return
+        self._pump(self.client, self.compositor, self._requests)
 
     def _on_compositor(self, events: int) -> None:
-        if events & EPOLLOUT:
-            self.compositor.flush()
-            self._watch()
-        if events & ~EPOLLOUT:
-            self._pump(self.compositor, self.client, self._events)
+        if events != EPOLLIN and not self._flushed(self.compositor, events):
+            return
+        self._pump(self.compositor, self.client, self._events)
 
-    def _pump(self, source: End, target: End, scanner: Scanner[int], *, again: bool = False) -> None:
-        """One receive, one scan, one send; ``again`` scans what a hold has left, without receiving."""
+    def _flushed(self, end: End, events: int) -> bool:
+        """Sends more where that is what there is to do; returns whether there is something to receive, too."""
+        if events & EPOLLOUT:
+            end.flush()
+            self._watch()
+        return bool(events & ~EPOLLOUT)
+
+    def _pump(self, source: End, target: End, scanner: Scanner[int]) -> None:
+        """One receive, one scan, one send."""
         if self._ended:
             return
         buffer = self._buffer
         try:
-            if again:
-                count, fds = len(source.rest), None
-                buffer.octets[:count] = source.rest
-            else:
-                count, fds = source.receive(buffer)
-            if fds:
-                scanner.unclaimed.extend(fds)
-            if not count:
-                self._hung_up(source, "")
-                return
-            whole = scanner.scan(buffer.words, buffer.octets, count >> 2) << 2
-            if len(self.objects.kinds) > self._limit_objects:
-                self._too_many_objects()
+            count, fds = source.receive(buffer)
         except BlockingIOError:
             return
-        except ProtocolError as error:
-            self._refuse(error)
-            return
         except PeerError as error:
-            if source is self.client:
-                self._refuse(ProtocolError(DISPLAY_ID, ProtocolError.IMPLEMENTATION, f"wl_display#1: {error}"))
-            else:
-                self.end(f"compositor: {error}")
+            self._broken(source, error)
             return
         except OSError as error:
             self._hung_up(source, error.strerror or f"{error}")
             return
-        except Exception as error:
-            # Ours to answer for, but this client's end alone: with an error, where it would hang else.
-            logger.exception("session %d", self.session_id)
-            self._refuse(ProtocolError(DISPLAY_ID, ProtocolError.IMPLEMENTATION, f"wl_display#1: {error}"))
+        if fds:
+            scanner.unclaimed.extend(fds)
+        if not count:
+            self._hung_up(source, "")
             return
-        source.rest = bytes(buffer.octets[whole:count]) if whole < count else b""
+        self._feed(source, target, scanner, buffer.words, buffer.octets, count)
+
+    def _feed(
+        self, source: End, target: End, scanner: Scanner[int], words: memoryview, octets: memoryview, count: int
+    ) -> None:
+        """One scan, one send of what has come: ``count`` bytes at the start of ``octets`` (``words`` are the same memory)."""
+        try:
+            whole = scanner.scan(words, octets, count >> 2) << 2
+            if len(self.objects.kinds) > self._limit_objects:
+                self._too_many_objects()
+        except PeerError as error:
+            self._broken(source, error)
+            return
+        if whole < count:
+            source.rest = bytes(octets[whole:count])
+        elif source.rest:
+            source.rest = b""
         if whole:
-            chunk = buffer.octets[:whole]
+            chunk = octets[:whole]
             if scanner.edits:
                 chunk = _edited(scanner, chunk)
             if scanner.claimed:
@@ -160,7 +169,9 @@ class Session:
         """What a request of the client was held for is there. Nothing happens if none is held."""
         if self._held and not self._ended:
             self._held = False
-            self._pump(self.client, self.compositor, self._requests, again=True)
+            rest, buffer = self.client.rest, self._buffer
+            buffer.octets[: len(rest)] = rest
+            self._feed(self.client, self.compositor, self._requests, buffer.words, buffer.octets, len(rest))
             if not self._ended:
                 self._watch()
 
@@ -182,6 +193,14 @@ class Session:
             ProtocolError.NO_MEMORY,
             f"wl_display#1: {len(self.objects)} objects are too many (limit objects_per_client = {self._limit_objects})",
         )
+
+    def _broken(self, source: End, error: PeerError) -> None:
+        if isinstance(error, ProtocolError):
+            self._refuse(error)
+        elif source is self.client:
+            self._refuse(ProtocolError(DISPLAY_ID, ProtocolError.IMPLEMENTATION, f"wl_display#1: {error}"))
+        else:
+            self.end(f"compositor: {error}")
 
     def _hung_up(self, source: End, why: str) -> None:
         if source is self.client:
