@@ -1,0 +1,220 @@
+"""Two ends of a channel in one loop, turned by hand: what the tests of the channel stand on. Connections end in ``Party``s."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+
+from waylend.channel.connection import Connection
+from waylend.channel.halves import GuestEnd, HostEnd
+from waylend.channel.leases import LeaseGiven
+from waylend.channel.link import EPOLLIN, EPOLLOUT
+from waylend.errors import PeerError
+from waylend.relay.endpoint import ReceiveBuffer
+
+DEADLINE_S = 10.0
+
+
+class _Timer:
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        self.call = None
+
+
+class HandLoop:
+    """The loop that a link needs, with ``turn`` and ``settle`` in the place of a thread."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._timers: list[tuple[float, _Timer]] = []
+
+    def add(self, fd: int, mask: int, handler: Callable[[int], None]) -> None:
+        self._epoll.register(fd, mask)
+        self._handlers[fd] = handler
+
+    def modify(self, fd: int, mask: int) -> None:
+        self._epoll.modify(fd, mask)
+
+    def remove(self, fd: int) -> None:
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> _Timer:
+        timer = _Timer(call)
+        self._timers.append((time.monotonic() + delay_s, timer))
+        return timer
+
+    def turn(self, wait_s: float = 0.0) -> bool:
+        """Handles what is there; returns whether there was anything."""
+        events = self._epoll.poll(wait_s)
+        for fd, mask in events:
+            handler = self._handlers.get(fd)
+            if handler is not None:
+                handler(mask)
+        now = time.monotonic()
+        due = [entry for entry in self._timers if entry[0] <= now]
+        self._timers = [entry for entry in self._timers if entry[0] > now and entry[1].call is not None]
+        for _, timer in due:
+            if timer.call is not None:
+                timer.call()
+        return bool(events or due)
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + DEADLINE_S
+        while not condition():
+            assert time.monotonic() < end, f"not within {DEADLINE_S} s: {what}"
+            self.turn(0.01)
+
+    def settle(self) -> None:
+        """Until nothing happens any more."""
+        while self.turn(0.005):
+            pass
+
+    def close(self) -> None:
+        self._epoll.close()
+
+
+class Party:
+    """What a session is to a connection: takes what comes, unless it is told not to."""
+
+    def __init__(self, loop: HandLoop, connection: Connection, *, reads: bool = True) -> None:
+        self.connection = connection
+        self.octets = b""
+        self.fds: list[int] = []
+        self.ended = False
+        self.failure = ""
+        self._buffer = ReceiveBuffer()
+        self.connection.join(loop, self._on_events, self._feed)
+        if not reads:
+            self.read(False)
+
+    def read(self, reads: bool) -> None:
+        self.connection.watch(EPOLLIN if reads else 0)
+
+    def _on_events(self, events: int) -> None:
+        if events & EPOLLOUT:
+            return
+        try:
+            count, fds = self.connection.receive(self._buffer)
+        except BlockingIOError:
+            return
+        except PeerError as error:
+            self.failure = f"{error}"
+            self.connection.close()
+            return
+        self.fds += fds or []
+        if not count:
+            self.ended = True
+            self.connection.close()
+        self.octets += bytes(self._buffer.octets[:count])
+
+    def _feed(self, _words: memoryview, octets: memoryview, count: int) -> None:
+        self.octets += bytes(octets[:count])
+
+    def send(self, octets: bytes, fds: list[int] | None = None) -> None:
+        self.connection.send(memoryview(octets), fds)
+
+    def take_fd(self) -> int:
+        return self.fds.pop(0)
+
+
+class Files:
+    """``Attachments`` of both halves: regular files are known by number, and the aperture is one of them."""
+
+    def __init__(self) -> None:
+        self.aperture = os.memfd_create("aperture", os.MFD_CLOEXEC)
+        self.leases: list[tuple[Connection, int, int]] = []
+        self.given: list[LeaseGiven] = []
+        self.given_back: list[LeaseGiven] = []
+        self.opened: list[tuple[int, int, int]] = []
+        self.over: list[Connection] = []
+
+    def attach(self, connection: Connection, fd: int) -> bool:
+        if not os.path.sameopenfile(fd, self.aperture):
+            return False
+        if connection.channel.is_host:
+            connection.tell("attach_file", 7, 3, 100)
+        else:
+            connection.tell("attach_aperture")
+        return True
+
+    def open_aperture(self, _connection: Connection) -> int:
+        return os.dup(self.aperture)
+
+    def open_file(self, _connection: Connection, lease: int, gfn: int, size_bytes: int) -> int:
+        self.opened.append((lease, gfn, size_bytes))
+        return os.dup(self.aperture)
+
+    def lease_asked(self, connection: Connection, object_id: int, page_count: int) -> None:
+        self.leases.append((connection, object_id, page_count))
+        self.given.append(LeaseGiven(connection.channel, object_id, self.given_back.append))
+
+    def connection_over(self, connection: Connection) -> None:
+        self.over.append(connection)
+
+    def close(self) -> None:
+        os.close(self.aperture)
+
+
+class Joined:
+    """A guest end and a host end, greeted, over a unix socket pair of the given buffer size."""
+
+    def __init__(
+        self, *, buffer_bytes: int | None = None, token: str = "", host_token: str = "", port: bool = False
+    ) -> None:
+        self.loop = HandLoop()
+        self.files = Files()
+        self.arrived: list[Party] = []
+        self.reads = True
+        self.guest_over: list[str] = []
+        self.host_over: list[str] = []
+        self.pages: list[int] = []
+        self.ended_files: list[int] = []
+        guest, host = socket.socketpair()
+        if buffer_bytes:
+            for sock in (guest, host):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
+        self.host = HostEnd(
+            self.loop,
+            host.detach(),
+            attachments=self.files,
+            page_count=65536,
+            on_connection=lambda connection: self.arrived.append(Party(self.loop, connection, reads=self.reads)),
+            on_over=self.host_over.append,
+            token=host_token,
+        )
+        self.guest = GuestEnd(
+            self.loop,
+            guest.detach(),
+            attachments=self.files,
+            on_ready=self.pages.append,
+            on_file_ended=self.ended_files.append,
+            on_over=self.guest_over.append,
+            token=token,
+            is_port=port,
+        )
+        self.loop.settle()
+
+    def connect(self) -> tuple[Party, Party]:
+        """A client's connection: the guest's side of it and the host's."""
+        guest = Party(self.loop, self.guest.connect())
+        count = len(self.arrived)
+        self.loop.until(lambda: len(self.arrived) > count, "the connection to arrive")
+        return guest, self.arrived[-1]
+
+    def close(self) -> None:
+        self.guest.close()
+        self.host.close()
+        self.loop.settle()
+        for party in self.arrived:
+            for fd in party.fds:
+                os.close(fd)
+            party.fds.clear()
+        self.loop.close()
+        self.files.close()
