@@ -85,16 +85,19 @@ class Arena:
     def take(self, page_count: int) -> Region:
         """Pages for a buffer; they may have to be waited for (``Region.gfn``)."""
         self._blocks = [block for block in self._blocks if not block.lease.failure]
-        spare = self._spare
-        if spare is not None and (spare.lease.failure or page_count <= spare.lease.page_count <= 2 * page_count + 64):
+        if self._spare is not None and self._spare.lease.failure:
             self._spare = None
-            if not spare.lease.failure:
-                self._blocks.append(spare)
         for block in self._blocks:
-            if page_count <= block.lease.page_count:
-                region = block.take(page_count)
-                if region is not None:
-                    return region
+            region = block.take(page_count) if page_count <= block.lease.page_count else None
+            if region is not None:
+                return region
+        spare = self._spare
+        if spare is not None and page_count <= spare.lease.page_count <= 2 * page_count + MIN_LEASE_PAGES:
+            self._spare = None
+            self._blocks.append(spare)
+            region = spare.take(page_count)
+            assert region is not None
+            return region
         block = _Block(self, self._ask(max(page_count, MIN_LEASE_PAGES)))
         self._blocks.append(block)
         taken = block.take(page_count)
