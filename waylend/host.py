@@ -143,10 +143,13 @@ class HostHalf:
 
     def take_in(self, fd: int) -> None:
         """The guest half's byte stream, which is ours from now on."""
-        if self._end is not None:
+        if self._end is not None and self._end.channel.greeted:
             logger.warning("a guest half is here already: another is turned away")
             os.close(fd)
             return
+        if self._end is not None:
+            # A VMM connects its port long before anybody speaks through it; but who says nothing holds up nobody.
+            self._end.close()
         logger.info("a guest half connected")
         self._end = HostEnd(
             self._loop,

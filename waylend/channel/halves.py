@@ -85,25 +85,24 @@ class HostEnd(_End):
         self._on_connection = on_connection
         self._on_over = on_over
         self._token = token.encode()
-        self._greeted = False
         super().__init__(Link(loop, fd, is_host=True, on_end=self._over, silence_s=silence_s))
 
     def handle(self, opcode: int, body: memoryview) -> None:
-        if not self._greeted and opcode:
+        if not self.channel.greeted and opcode:
             raise ChannelError("the guest half did not say hello: that is not waylend's channel")
         super().handle(opcode, body)
 
     def on_hello(self, version: int, _features: int, nonce: int, token: bytes) -> None:
         if not hmac.compare_digest(token, self._token):
             raise ChannelError("the guest half gave a wrong token")
-        if self._greeted:
+        if self.channel.greeted:
             logger.warning("the guest half began anew")
             self.end_all()
             self.channel.forget_all()
         self.tell("hello", nonce, min(version, VERSION), 0, self._page_count)
         if not version:
             raise ChannelError(f"the guest half speaks no version of the channel; this half speaks {VERSION}")
-        self._greeted = True
+        self.channel.greeted = True
 
     def on_connect(self, object_id: int) -> None:
         self.channel.check_new_id(object_id)
@@ -163,7 +162,7 @@ class GuestEnd(_End):
             raise ChannelError("the host half answered a hello that nobody said")
         if version != VERSION:
             raise ChannelError(f"the host half speaks version {version} of the channel, this half speaks {VERSION}")
-        self.ready = True
+        self.ready = self.channel.greeted = True
         self._deadline.cancel()
         self._on_ready(page_count)
 

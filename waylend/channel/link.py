@@ -27,6 +27,7 @@ _HEAD = struct.Struct("=II")
 _ARRAY_HEAD = struct.Struct("=III")
 _RECEIVE_BYTES = 1 << 18
 _HEADER_BYTES = 8
+_MAX_GREETING_BYTES = 2048
 _LAST_ID = 0xFFFFFFFF
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 
@@ -66,6 +67,8 @@ class Link:
         self.closed = False
         #: What is sent is dropped: the other half is not the one that it is for.
         self.mute = False
+        #: hello has been; before it nothing else may come (but error), so that a stranger is known by the first words.
+        self.greeted = False
         #: Everything before these bytes is dropped.
         self.sync_to = b""
         self.objects: dict[int, Spoken] = {}
@@ -200,6 +203,8 @@ class Link:
             size_bytes = word >> 16
             if size_bytes < _HEADER_BYTES or size_bytes % 4:
                 raise ChannelError(f"a message of {size_bytes} bytes: that is not waylend's channel")
+            if not self.greeted and (object_id != CHANNEL_ID or word & 0xFFFF > 1 or size_bytes > _MAX_GREETING_BYTES):
+                raise ChannelError("the other half does not begin with hello: that is not waylend's channel")
             if have - at < size_bytes:
                 break
             spoken = objects.get(object_id)
@@ -298,7 +303,7 @@ class Link:
 
     def beat(self, ping: Callable[[int], None], elapsed_s: float) -> None:
         """Called every ``elapsed_s``: ``ping(serial)`` when nothing was heard since; after ``silence_s`` the link is over."""
-        if self.closed or not self._silence_s:
+        if self.closed or not self._silence_s or not self.greeted:
             return
         if not self._heard:
             self._silent_s += elapsed_s
