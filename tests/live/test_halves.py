@@ -14,7 +14,7 @@ from tests.live.compositors import Sway
 from tests.live.conftest import MakeGuest
 from tests.live.guest import Guest
 from tests.live.halves import Halves
-from tests.live.picture import Picture, has_colours
+from tests.live.picture import Box, Picture, has_colours
 from tests.processes import Process, require, wait_until
 
 LEFT, RIGHT = (200, 40, 90), (40, 160, 220)
@@ -39,10 +39,18 @@ def halves_of(guest: Guest) -> Halves:
 def boxes(sway: Sway, guest: Guest, mode: str, *, frames: int = 40, direct: bool = False) -> tuple[Process, Picture]:
     """tests/live/clients/boxes.py at its last frame."""
     app = guest.start_python("boxes.py", mode, f"{frames}", direct=direct)
-    box = sway.wait_for_window(app).box
+    sway.wait_for_window(app)
     app.wait_until(lambda: "done" in app.log(), "the last frame")
+    box = repainted(sway, app, mode)
     way = "directly" if direct else "lent"
     return app, sway.wait_for_still_picture(f"boxes {mode} {way}", box=box, app=app)
+
+
+def repainted(sway: Sway, app: Process, mode: str) -> Box:
+    """Moves the window: now all of its picture comes from its last buffer, whatever was painted before. Returns its place."""
+    sway.command(f'[app_id="boxes-{mode}"] move absolute position 64 72')
+    app.wait_until(lambda: sway.wait_for_window(app).box[:2] == (64, 72), "the window to move")
+    return sway.wait_for_window(app).box
 
 
 def boxes_directly(sway: Sway, guest: Guest, mode: str) -> Picture:
@@ -64,7 +72,7 @@ def test_no_pixel_is_lost_to_revocations_in_between(sway: Sway, guest: Guest) ->
     halves = halves_of(guest)
     directly = boxes_directly(sway, guest, "buffer")
     app = guest.start_python("boxes.py", "buffer", "40")
-    box = sway.wait_for_window(app).box
+    sway.wait_for_window(app)
     revoked = 0
     while "done" not in app.log():
         revoked += "pages" in halves.ask("revoke", "--all")
@@ -72,6 +80,7 @@ def test_no_pixel_is_lost_to_revocations_in_between(sway: Sway, guest: Guest) ->
         time.sleep(0.02)  # the storm's own pace: nothing is waited for
     assert revoked > 0
     halves.ask("revoke", "--all")
+    box = repainted(sway, app, "buffer")
     lent = sway.wait_for_still_picture("boxes after a storm", box=box, app=app)
     assert lent.difference(directly) == 0, lent.changed_box(directly)
     assert any(lease["revocations"] > 0 for lease in halves.leases())
