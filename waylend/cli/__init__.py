@@ -14,6 +14,7 @@ from waylend.errors import WaylendError
 
 _COMMANDS = {
     "run": "Run one application through a private proxy.",
+    "vm": "Run one application in a throw-away VM of this system.",
     "serve": "Be a proxy for a local guest: a container, another user.",
     "host": "Be the host's half for a guest machine of your own.",
     "guest": "Be the guest's half, in such a machine.",

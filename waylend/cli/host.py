@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
 from typing import Any
 
 import anyio
 import click
 
+from waylend.channel import qemu
+from waylend.channel.transport import Address
 from waylend.cli.options import (
     host_option,
     open_trace,
@@ -19,6 +23,8 @@ from waylend.cli.options import (
 )
 from waylend.cli.process import freeze_memory, host_or_passed_socket
 from waylend.host import serve_guest
+from waylend.lending.pages import PAGE_SIZE, page_count_of
+from waylend.policy import Policy
 from waylend.relay.sockets import notify_supervisor
 
 
@@ -45,6 +51,10 @@ from waylend.relay.sockets import notify_supervisor
 @click.option(
     "--control", metavar="PATH", help="Where to answer `waylend leases`. [default: in $XDG_RUNTIME_DIR/waylend]"
 )
+@click.option(
+    "--qemu-args", is_flag=True, help="Print the options that give a QEMU machine this channel and memory, and end."
+)
+@click.option("--libvirt-xml", is_flag=True, help="Print the same as a piece of a libvirt domain, and end.")
 @token_option
 @policy_options
 @trace_option
@@ -58,12 +68,17 @@ def command(
     cids: tuple[int, ...],
     silence: float,
     control: str | None,
+    qemu_args: bool,
+    libvirt_xml: bool,
     token_file: str | None,
     trace: str | None,
     **rules: Any,
 ) -> None:
     """Be the host's half for one guest: lend it memory, and show its clients, until SIGINT or SIGTERM."""
     policy = policy_from(**rules)
+    if qemu_args or libvirt_xml:
+        click.echo(_for_a_vmm(channel, bar, policy, as_xml=libvirt_xml))
+        return
 
     async def main() -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -95,3 +110,12 @@ def command(
                 notify_supervisor("STOPPING=1")
 
     anyio.run(main)
+
+
+def _for_a_vmm(channel: str, bar: str | None, policy: Policy, *, as_xml: bool) -> str:
+    address = Address.parse(channel)
+    if address.kind != "unix" or bar is None:
+        raise click.UsageError("a VMM needs --channel unix:PATH for its port, and --bar LINK for the memory")
+    size_bytes = page_count_of(policy.limits.aperture_bytes) * PAGE_SIZE
+    paths = os.path.abspath(bar), size_bytes, os.path.abspath(address.path)
+    return qemu.libvirt_xml(*paths) if as_xml else shlex.join(qemu.qemu_args(*paths, version=qemu.qemu_version()))

@@ -25,6 +25,29 @@ def host_option(command: Command) -> Command:
     )(command)
 
 
+def host_or_shim_option(command: Command) -> Command:
+    return click.option(
+        "--host",
+        metavar="SOCKET|shim",
+        help="The compositor's socket, or `shim`: a headless one of our own. [default: $WAYLAND_DISPLAY]",
+    )(command)
+
+
+def size_option(command: Command) -> Command:
+    return click.option(
+        "--size", default="1280x800", metavar="WxH", show_default=True, help="The size of the shim's screen."
+    )(command)
+
+
+def screenshot_option(command: Command) -> Command:
+    return click.option(
+        "--screenshot",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Write what the shim shows at the end to a PNG file.",
+    )(command)
+
+
 def json_option(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 

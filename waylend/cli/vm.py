@@ -1,0 +1,99 @@
+"""``waylend vm``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import anyio
+import click
+
+from waylend.cli.options import (
+    host_or_shim_option,
+    open_trace,
+    policy_from,
+    policy_options,
+    screenshot_option,
+    size_option,
+    trace_option,
+)
+from waylend.cli.process import private_place, the_compositor
+from waylend.vm import Machine, run_in_vm
+
+
+@click.command("vm", context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@click.option("--kernel", metavar="IMAGE", help="The kernel to boot. [default: the running one, else the newest]")
+@click.option("--memory", metavar="SIZE", default="1G", show_default=True, help="The VM's memory, like 512M or 2G.")
+@click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True, help="How many CPUs the VM has.")
+@click.option("--network", is_flag=True, help="Give the VM a network (QEMU's user network).")
+@click.option(
+    "--rw-home", is_flag=True, help="Let the VM change the files in your home; else its changes are forgotten."
+)
+@click.option(
+    "--accel",
+    type=click.Choice(["auto", "kvm", "tcg"]),
+    default="auto",
+    show_default=True,
+    help="How the VM runs: with KVM, emulated (tcg), or emulated only where KVM doesn't work (auto).",
+)
+@click.option("--quiet", "-q", is_flag=True, help="Don't say how the boot goes.")
+@host_or_shim_option
+@size_option
+@screenshot_option
+@policy_options
+@trace_option
+@click.argument("app", metavar="APP", required=True)
+@click.argument("args", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
+def command(
+    *,
+    kernel: str | None,
+    memory: str,
+    cpus: int,
+    network: bool,
+    rw_home: bool,
+    accel: str,
+    quiet: bool,
+    host: str | None,
+    size: str,
+    screenshot: Path | None,
+    trace: str | None,
+    app: str,
+    args: tuple[str, ...],
+    **rules: Any,
+) -> None:
+    """Run APP in a throw-away VM of this very system, and show it here. The exit status is APP's.
+
+    APP runs as you, in a machine with this system's kernel and files; what it changes is forgotten when it ends, and it has
+    no network. Ctrl-C ends the VM.
+    """
+    if screenshot and host != "shim":
+        raise click.UsageError("--screenshot needs --host shim")
+    policy = policy_from(**rules)
+    verbose = click.get_current_context().find_root().params.get("verbose", 0)
+    machine = Machine(kernel, memory, cpus, network, rw_home, accel, verbose)
+
+    def say(what: str) -> None:
+        if not quiet:
+            print(f"waylend: {what}", file=sys.stderr, flush=True)
+
+    async def main() -> int:
+        with (
+            anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals,
+            tempfile.TemporaryDirectory(prefix="waylend-", dir=private_place()) as folder,
+        ):
+            async with the_compositor(host, Path(folder), size, screenshot) as the_host:
+                return await run_in_vm(
+                    [app, *args],
+                    machine,
+                    folder=Path(folder),
+                    host=the_host,
+                    policy=policy,
+                    signals=signals,
+                    say=say,
+                    trace=open_trace(trace),
+                )
+
+    sys.exit(anyio.run(main))
