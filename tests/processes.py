@@ -117,7 +117,7 @@ class Process:
         def condition_while_running() -> T:
             result = condition()
             if not result and not self.running:
-                raise AssertionError(f"{what}: {self.name} ended with {self.popen.returncode}; its log:\n{self.log()}")
+                raise AssertionError(f"{what}: {self.name} ended with {self.wait()}; its log:\n{self.log()}")
             return result
 
         return wait_until(condition_while_running, what, deadline_s)

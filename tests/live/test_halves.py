@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -10,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.live.client_runs import boxes, boxes_directly, keymap_of, repainted
 from tests.live.compositors import Sway
 from tests.live.conftest import MakeGuest
 from tests.live.guest import Guest
 from tests.live.halves import Halves
-from tests.live.picture import Box, Picture, has_colours
+from tests.live.picture import has_colours
 from tests.processes import Process, require, wait_until
 
 LEFT, RIGHT = (200, 40, 90), (40, 160, 220)
@@ -34,31 +34,6 @@ def halves_of(guest: Guest) -> Halves:
 
 
 # --- pixels --------------------------------------------------------------------------------------------------------------
-
-
-def boxes(sway: Sway, guest: Guest, mode: str, *, frames: int = 40, direct: bool = False) -> tuple[Process, Picture]:
-    """tests/live/clients/boxes.py at its last frame."""
-    app = guest.start_python("boxes.py", mode, f"{frames}", direct=direct)
-    sway.wait_for_window(app)
-    app.wait_until(lambda: "done" in app.log(), "the last frame")
-    box = repainted(sway, app, mode)
-    way = "directly" if direct else "lent"
-    return app, sway.wait_for_still_picture(f"boxes {mode} {way}", box=box, app=app)
-
-
-def repainted(sway: Sway, app: Process, mode: str) -> Box:
-    """Moves the window: now all of its picture comes from its last buffer, whatever was painted before. Returns its place."""
-    sway.command(f'[app_id="boxes-{mode}"] move absolute position 64 72')
-    app.wait_until(lambda: sway.wait_for_window(app).box[:2] == (64, 72), "the window to move")
-    return sway.wait_for_window(app).box
-
-
-def boxes_directly(sway: Sway, guest: Guest, mode: str) -> Picture:
-    app, picture = boxes(sway, guest, mode, direct=True)
-    app.end()
-    wait_until(lambda: not sway.windows(), "the window to go")
-    assert len(picture.colours()) > 15
-    return picture
 
 
 @pytest.mark.parametrize("mode", ["buffer", "surface", "viewport", "pools", "grow", "subsurface"])
@@ -108,18 +83,6 @@ def test_a_pool_that_is_cut_short_ends_its_client_only(sway: Sway, guest: Guest)
 
 
 # --- files and pipes -----------------------------------------------------------------------------------------------------
-
-
-def keymap_of(guest: Guest, *arguments: str, direct: bool = False) -> str:
-    reader, writer = os.pipe()
-    try:
-        client = guest.start_python("keymap.py", *arguments, direct=direct, stdin=reader)
-        os.close(reader)
-        client.wait_until(lambda: client.log().endswith("\n"), "a keymap")
-    finally:
-        os.close(writer)
-    assert client.wait() == 0, client.log()
-    return client.log().strip()
 
 
 def test_the_keymap_is_the_compositors_to_the_last_byte(sway: Sway, guest: Guest) -> None:

@@ -31,6 +31,10 @@ def _value(text: str) -> str:
     return text.replace(",", ",,")
 
 
+def _backend(bar: str, size_bytes: int) -> str:
+    return f"memory-backend-file,id=waylend-bar,mem-path={_value(bar)},size={size_bytes},share=on"
+
+
 def qemu_args(bar: str, size_bytes: int, socket_path: str, *, version: tuple[int, ...] = ()) -> list[str]:
     """For a machine with a PCI bus. ``bar``: the aperture's file, ``size_bytes`` long; ``socket_path``: the host half's.
 
@@ -38,7 +42,7 @@ def qemu_args(bar: str, size_bytes: int, socket_path: str, *, version: tuple[int
     """
     again = "reconnect-ms=1000" if version >= _RECONNECT_MS_SINCE else "reconnect=1"
     return [
-        *("-object", f"memory-backend-file,id=waylend-bar,mem-path={_value(bar)},size={size_bytes},share=on"),
+        *("-object", _backend(bar, size_bytes)),
         *("-device", "ivshmem-plain,memdev=waylend-bar"),
         *("-device", "virtio-serial"),
         *("-chardev", f"socket,id=waylend-port,path={_value(socket_path)},{again}"),
@@ -48,7 +52,7 @@ def qemu_args(bar: str, size_bytes: int, socket_path: str, *, version: tuple[int
 
 def libvirt_xml(bar: str, size_bytes: int, socket_path: str) -> str:
     """What goes below <domain> for the same. libvirt's own <shmem> names no file, so the BAR takes the way of QEMU's options."""
-    backend = f"memory-backend-file,id=waylend-bar,mem-path={_value(bar)},size={size_bytes},share=on"
+    backend = _backend(bar, size_bytes)
     return f"""\
 <domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <devices>
