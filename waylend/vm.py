@@ -176,8 +176,6 @@ async def run_in_vm(
         name="vm",
         bar_link=f"{bar}",
         once=True,
-        # QEMU connects the port when it starts; the guest half speaks when the kernel is up, under TCG much later.
-        silence_s=120.0,
         trace=trace,
     ) as lender:
         devices = qemu_args(f"{bar}", os.stat(bar).st_size, f"{channel}", version=qemu_version(_QEMU))
@@ -280,7 +278,7 @@ async def _boot(
             tasks.start_soon(no_life)
         async with anyio.create_task_group() as pumps:
             pumps.start_soon(_pump, process.stdout, sys.stdout.buffer)
-            pumps.start_soon(_pump, process.stderr, sys.stderr.buffer)
+            pumps.start_soon(_pump, process.stderr, sys.stderr.buffer, why)
         await process.wait()
         tasks.cancel_scope.cancel()
     if "no life" in why and not console.alive.is_set():
@@ -341,11 +339,15 @@ def _signal_group(process: anyio.abc.Process, number: int) -> None:
         pass
 
 
-async def _pump(stream: anyio.abc.ByteReceiveStream | None, out: BinaryIO) -> None:
-    """QEMU opens its standard output anew, which would cut a file short: it gets pipes, and we pass on what comes."""
+async def _pump(stream: anyio.abc.ByteReceiveStream | None, out: BinaryIO, mute: Sequence[object] = ()) -> None:
+    """QEMU opens its standard output anew, which would cut a file short: it gets pipes, and we pass on what comes.
+
+    Unless there is something in ``mute``: what it says when we end it is no news.
+    """
     assert stream is not None
     async for octets in stream:
-        await anyio.to_thread.run_sync(_write, out, octets)
+        if not mute:
+            await anyio.to_thread.run_sync(_write, out, octets)
 
 
 def _write(out: BinaryIO, octets: bytes) -> None:

@@ -26,6 +26,7 @@ _PLAN = Path(f"/sys/firmware/qemu_fw_cfg/by_name/{PLAN_NAME}/raw")
 _SERIAL = "/dev/ttyS1"
 _DEVICES_S = 30.0
 _SOCKET_S = 60.0
+_RESTART_S = 0.5
 
 
 def main() -> int:
@@ -62,12 +63,26 @@ def _carry_out(plan: dict[str, Any], tell: Any) -> int:
     environment = {**plan["environment"], "XDG_RUNTIME_DIR": runtime_dir, "WAYLAND_DISPLAY": "wayland-0"}
     python = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     as_user: dict[str, Any] = {"user": uid, "group": gid, "extra_groups": groups}
-    half = subprocess.Popen(
-        [sys.executable, "-m", "waylend", *["-v"] * plan["verbose"], "guest", "--listen", "wayland-0", "--bar", bar],
-        env=environment | python,
-        stdin=subprocess.DEVNULL,
-        **as_user,
-    )
+
+    def start_half() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "waylend",
+                *["-v"] * plan["verbose"],
+                "guest",
+                "--listen",
+                "wayland-0",
+                "--bar",
+                bar,
+            ],
+            env=environment | python,
+            stdin=subprocess.DEVNULL,
+            **as_user,
+        )
+
+    half = start_half()
     try:
         _wait_for(f"{runtime_dir}/wayland-0", _SOCKET_S, half)
         tell("ready")
@@ -77,8 +92,15 @@ def _carry_out(plan: dict[str, Any], tell: Any) -> int:
         except OSError as error:
             print(f"waylend: can't run {plan['argv'][0]}: {error.strerror}", file=sys.stderr, flush=True)
             return 127 if isinstance(error, FileNotFoundError) else 126
-        status = app.wait()
-        return status if status >= 0 else 128 - status
+        while True:
+            pid, wait_status = os.wait()
+            if pid == app.pid:
+                status = os.waitstatus_to_exitcode(wait_status)
+                return status if status >= 0 else 128 - status
+            if pid == half.pid:
+                # Its clients have got their end; the next ones find a new half.
+                time.sleep(_RESTART_S)
+                half = start_half()
     finally:
         half.send_signal(signal.SIGTERM)
         half.wait()

@@ -43,12 +43,13 @@ def main() -> None:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
+                start_new_session=True,
             )
             apps[request["start"]] = app
             threading.Thread(target=follow, args=(request["start"], app), daemon=True).start()
         else:
             with contextlib.suppress(ProcessLookupError):
-                apps[request["signal"]].send_signal(request["number"])
+                os.killpg(apps[request["signal"]].pid, request["number"])
     for app in apps.values():
         app.kill()
 
