@@ -97,8 +97,13 @@ def test_wheel_from_the_sdist_works(source: Path, tmp_path: Path) -> None:
     wheel = build("wheel", source, tmp_path / "wheel")
     assert wheel.name.endswith("-py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    outside = {name.split("/")[0] for name in names} - {"waylend", "compositor_shim"}
-    assert all(name.endswith(".dist-info") for name in outside), f"the wheel installs {outside}, too"
+    (metadata,) = {folder for name in names if (folder := name.split("/")[0]).endswith(".dist-info")}
+    shared = metadata.removesuffix(".dist-info") + ".data"
+    outside = {name.split("/")[0] for name in names} - {"waylend", "compositor_shim", metadata, shared}
+    assert not outside, f"the wheel installs {outside}, too"
+    assert {Path(name).relative_to(f"{shared}/data") for name in names if name.startswith(f"{shared}/")} == {
+        Path("share/systemd/user", unit) for unit in ("waylend-guest.service", "waylend-guest.socket")
+    }
     use(install(tmp_path / "environment", str(wheel)), tmp_path / "environment")
 
 
