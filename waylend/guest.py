@@ -28,6 +28,7 @@ from waylend.lending.pages import PAGE_SHIFT
 from waylend.policy import NOT_ACROSS_MACHINES, Policy
 from waylend.relay.interpose import Interposer
 from waylend.relay.interpose.arena import Lease
+from waylend.relay.interpose.capture import Captures
 from waylend.relay.interpose.pools import Pools
 from waylend.relay.interpose.registry import GlobalFilter, Registry
 from waylend.relay.loop import Loop
@@ -165,9 +166,10 @@ class GuestHalf:
         def make(session: Session) -> Iterable[Interposer]:
             assert isinstance(session.compositor, Connection)
             self._sessions[session.session_id] = session.compositor
-            return Registry(session, global_filter), Pools(session, self)
+            pools = Pools(session, self)
+            return Registry(session, global_filter), pools, Captures(pools)
 
-        return (Registry, Pools), make
+        return (Registry, Pools, Captures), make
 
     # The host half
 

@@ -14,7 +14,7 @@ from tests.live.compositors import Sway
 from tests.live.conftest import MakeGuest
 from tests.live.guest import Guest
 from tests.live.halves import Halves
-from tests.live.picture import has_colours
+from tests.live.picture import Picture, has_colours
 from tests.processes import Process, require, wait_until
 
 LEFT, RIGHT = (200, 40, 90), (40, 160, 220)
@@ -59,6 +59,23 @@ def test_no_pixel_is_lost_to_revocations_in_between(sway: Sway, guest: Guest) ->
     lent = sway.wait_for_still_picture("boxes after a storm", box=box, app=app)
     assert lent.difference(directly) == 0, lent.changed_box(directly)
     assert any(lease["revocations"] > 0 for lease in halves.leases())
+
+
+def test_what_is_captured_comes_back_into_the_clients_pool(sway: Sway, make_guest: MakeGuest, tmp_path: Path) -> None:
+    require("grim")
+    guest = make_guest(sway, "--allow", "zwlr_screencopy_manager_v1", proxy_type=Halves)
+    app, shown = boxes(sway, guest, "buffer")
+    box = sway.wait_for_window(app).box
+    captured = tmp_path / "captured"
+    assert guest.start("grim", "-t", "ppm", str(captured)).wait() == 0
+    assert Picture.decode(captured.read_bytes()).part(box).difference(shown) == 0
+
+
+def test_who_may_not_capture_is_not_told_how(guest: Guest, tmp_path: Path) -> None:
+    require("grim")
+    grim = guest.start("grim", str(tmp_path / "captured"))
+    assert grim.wait() == 1
+    assert "screencopy" in grim.log()
 
 
 def test_leases_are_shown_and_end_with_their_client(sway: Sway, guest: Guest) -> None:

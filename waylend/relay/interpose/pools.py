@@ -72,7 +72,7 @@ class _PoolFile:
             os.close(self.fd)
 
 
-class _Buffer:
+class Buffer:
     """``stale`` is what was drawn since it was last copied; ``busy`` from its commit to the compositor's release."""
 
     __slots__ = ("busy", "destroyed", "file", "height", "offset", "pixel_bytes", "region", "stale", "stride", "width")
@@ -110,10 +110,10 @@ class _Surface:
     )
 
     def __init__(self) -> None:
-        self.pending: _Buffer | None = None
+        self.pending: Buffer | None = None
         self.attached = False
-        self.current: _Buffer | None = None
-        self.followed: list[_Buffer] = []
+        self.current: Buffer | None = None
+        self.followed: list[Buffer] = []
         self.surface_damage: list[tuple[int, int, int, int]] = []
         self.buffer_damage: list[tuple[int, int, int, int]] = []
         self.damage_everywhere = False
@@ -150,7 +150,7 @@ class Pools(Interposer):
         self._aperture = aperture
         self._arena = Arena(lambda pages: aperture.ask(client.session_id, pages, client.resume))
         self._pools: dict[int, _PoolFile] = {}
-        self._buffers: dict[int, _Buffer] = {}
+        self._buffers: dict[int, Buffer] = {}
         self._surfaces: dict[int, _Surface] = {}
         self._viewports: dict[int, int] = {}
         self._asked: tuple[int, Region] | None = None
@@ -198,7 +198,7 @@ class Pools(Interposer):
                 f"{width}x{height} with stride {stride} at {offset} isn't in a pool of {pool.size_bytes} bytes",
             )
         region = self._region(message, object_id, page_count_of(stride * height))
-        self._buffers[object_id] = _Buffer(pool.use(), region, offset, width, height, stride, pixel_format)
+        self._buffers[object_id] = Buffer(pool.use(), region, offset, width, height, stride, pixel_format)
         offset = region.gfn << PAGE_SHIFT
         return encode(message.spec, message.object_id, (object_id, offset, width, height, stride, pixel_format))[0]
 
@@ -247,7 +247,7 @@ class Pools(Interposer):
         elif not shown:
             self._retire(buffer)
 
-    def _retire(self, buffer: _Buffer) -> None:
+    def _retire(self, buffer: Buffer) -> None:
         """It is destroyed, and the compositor will know in a moment that nothing shows it any more."""
         self._aperture.call_later(_LINGER_S, buffer.region.free)
 
@@ -324,7 +324,7 @@ class Pools(Interposer):
                 buffer.stale.add_all()
             self._replaced(surface.current)
 
-    def _replaced(self, buffer: _Buffer | None) -> None:
+    def _replaced(self, buffer: Buffer | None) -> None:
         """A surface shows it no more."""
         if (
             buffer is not None
@@ -353,7 +353,7 @@ class Pools(Interposer):
         if buffer is not None and buffer.stale and not buffer.destroyed:
             self._copy(message, buffer)
 
-    def _follow(self, surface: _Surface, buffer: _Buffer) -> None:
+    def _follow(self, surface: _Surface, buffer: Buffer) -> None:
         if buffer in surface.followed:
             return
         for other in self._surfaces.values():
@@ -364,7 +364,7 @@ class Pools(Interposer):
         if len(surface.followed) > _MAX_FOLLOWED:
             surface.followed.pop(0).stale.add_all()
 
-    def _spread_damage(self, surface: _Surface, buffer: _Buffer | None) -> None:
+    def _spread_damage(self, surface: _Surface, buffer: Buffer | None) -> None:
         """What this commit says has changed is stale in all buffers that the surface has had."""
         if buffer is None:
             geometry: tuple[object, ...] = ()
@@ -392,13 +392,41 @@ class Pools(Interposer):
         surface.buffer_damage.clear()
         surface.damage_everywhere = False
 
+    # What the compositor writes to (``capture``)
+
+    def begin_capture(self, message: FdMessage, object_id: int, *, copy_in: bool) -> Buffer | None:
+        """The compositor is about to write to that buffer; None if it is not of wl_shm.
+
+        ``copy_in``: it may write to parts of it only, and the others are to be what the client has there.
+        """
+        buffer = self._buffers.get(object_id)
+        if buffer is not None:
+            if copy_in:
+                buffer.stale.add_all()
+                self._copy(message, buffer)
+            buffer.busy = True
+        return buffer
+
+    def end_capture(self, buffer: Buffer) -> None:
+        """It writes to it no more."""
+        buffer.busy = False
+
+    def copy_back(self, message: FdMessage, buffer: Buffer) -> None:
+        """What the compositor has written is in the client's pool then. Raises ProtocolError where that takes it not."""
+        if not buffer.destroyed:
+            failure = self._aperture.copy_out(
+                buffer.file.fd, buffer.offset, buffer.region.gfn << PAGE_SHIFT, buffer.stride * buffer.height
+            )
+            if failure:
+                raise self._error(message, _INVALID_FD, f"can't copy what was captured: {failure}")
+
     def add_buffer(self, message: FdMessage) -> None:
         buffer = self._buffers.get(_ints(message)[0])
         if buffer is not None:
             buffer.stale.add_all()
             self._copy(message, buffer)
 
-    def _copy(self, message: FdMessage, buffer: _Buffer) -> None:
+    def _copy(self, message: FdMessage, buffer: Buffer) -> None:
         aperture, file = self._aperture, buffer.file
         target = buffer.region.gfn << PAGE_SHIFT
         for offset, size_bytes in spans(buffer.stale, buffer.stride, buffer.pixel_bytes):
