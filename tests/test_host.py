@@ -200,6 +200,32 @@ def test_leases_end_with_their_connection_and_with_the_guest(hosting: Hosting) -
     assert hosting.in_loop(lambda: hosting.half.relay.sessions) == {}
 
 
+def test_what_one_client_gave_back_is_lent_to_the_next_that_asks_for_as_much(hosting: Hosting) -> None:
+    guest = hosting.guest()
+    connected(hosting, guest)
+    gfn = granted(guest, LEASE, 100)
+    (lease,) = hosting.domain.stats().leases
+    guest.tell("waylend_connection_v1.end", CONNECTION, b"")
+    connected(hosting, guest, 20)
+    again = -1
+    for object_id in range(21, 24):  # not at once: the compositor may still look at it
+        again = granted(guest, object_id, 90, connection=20)
+        if again == gfn:
+            break
+        time.sleep(0.3)
+    assert again == gfn
+    assert lease.lease_id in [one.lease_id for one in hosting.domain.stats().leases]
+
+
+def test_what_is_kept_makes_room_when_it_is_needed(hosting: Hosting) -> None:
+    guest = hosting.guest()
+    connected(hosting, guest)
+    whole = (1 << 24) // PAGE_SIZE
+    for object_id in range(LEASE, LEASE + 3):
+        granted(guest, object_id, whole)
+        guest.tell("waylend_lease_v1.give_back", object_id)
+
+
 def test_a_guest_half_comes_back(hosting: Hosting) -> None:
     guest = hosting.guest()
     _, compositor = connected(hosting, guest)

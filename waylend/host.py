@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -57,8 +57,11 @@ logger = logging.getLogger(__name__)
 
 #: The most that a wl_shm pool can have, in whole pages: its size is an int32.
 _MOST_POOL_BYTES = (1 << 31) - PAGE_SIZE
-#: A lease that is given back ends so much later: the compositor may be about to look at it once more.
+#: A lease that was given back is nobody else's for so long: the compositor may be about to look at it once more.
 _LINGER_S = 0.25
+#: How long one is kept for the next client that asks, and how much may be.
+_KEPT_S = 2.0
+_MAX_KEPT_BYTES = 64 << 20
 
 
 class HostHalf:
@@ -89,7 +92,7 @@ class HostHalf:
         self.pool_bytes = min(status.st_size, _MOST_POOL_BYTES)
         self.bar_identity = (status.st_dev, status.st_ino)
         self._files = FileLender(domain)
-        self._retirer = _Retirer(domain)
+        self._given_back = _GivenBack(domain)
         self._passed: dict[int, tuple[Lease | None, int]] = {}
         self._leases: dict[Connection, dict[int, Lease]] = {}
         self._sessions: dict[int, Connection] = {}
@@ -151,6 +154,7 @@ class HostHalf:
             # A VMM connects its port long before anybody speaks through it; but who says nothing holds up nobody.
             self._end.close()
         logger.info("a guest half connected")
+        self._given_back.keep(True)
         self._end = HostEnd(
             self._loop,
             fd,
@@ -169,6 +173,7 @@ class HostHalf:
     def _on_over(self, why: str) -> None:
         logger.warning("the channel to the guest half is over: %s", why)
         self._end = None
+        self._given_back.keep(False)
 
     def beat(self, elapsed_s: float) -> None:
         """To be called every ``elapsed_s`` in the loop's thread."""
@@ -202,7 +207,7 @@ class HostHalf:
         try:
             if not 0 < page_count <= self._page_count:
                 raise LendingError(f"{page_count} pages are more than the aperture has")
-            lease = self._lend(page_count)
+            lease = self._given_back.take(page_count) or self._lend(page_count)
         except (LendingError, OSError) as error:
             logger.info("a guest asked for %d pages: %s", page_count, error)
             given.refuse(f"{error}")
@@ -212,6 +217,14 @@ class HostHalf:
         self.relay.emit(LeaseLent(self._session_of(connection), lease.lease_id, lease.name, lease.size_bytes))
 
     def _lend(self, page_count: int) -> Lease:
+        try:
+            return self._lend_anew(page_count)
+        except LendingError:
+            if not self._given_back.end_all():
+                raise
+            return self._lend_anew(page_count)
+
+    def _lend_anew(self, page_count: int) -> Lease:
         fd = os.memfd_create("waylend-buffer", os.MFD_CLOEXEC)
         try:
             os.ftruncate(fd, page_count * PAGE_SIZE)
@@ -237,7 +250,7 @@ class HostHalf:
             self._retire(connection, lease)
 
     def _retire(self, connection: Connection, lease: Lease) -> None:
-        self._retirer.retire(lease)
+        self._given_back.add(lease)
         self.relay.emit(LeaseReturned(self._session_of(connection), lease.lease_id))
 
     def connection_over(self, connection: Connection) -> None:
@@ -264,35 +277,93 @@ class HostHalf:
         if end is not None:
             end.close()
         self.relay.close()
-        self._retirer.close()
+        self._given_back.close()
         os.close(self._bar_fd)
 
 
-class _Retirer:
-    """Ends leases on a thread of its own: that waits for write-backs, which the relay must not."""
+class _GivenBack:
+    """Leases that clients gave back: each is kept for the next client that asks for about as much, and ends when none does.
+
+    Its pages are there already, in the guest and in the compositor, which is most of what a new buffer costs. What was in them
+    stays the same guest's, whose half overwrites it before it is shown. Leases end on a thread of their own: that waits for
+    write-backs, which the relay must not.
+    """
 
     def __init__(self, domain: ProcessDomain) -> None:
         self._domain = domain
-        self._leases: queue.SimpleQueue[tuple[float, Lease] | None] = queue.SimpleQueue()
-        self._closing = threading.Event()
+        self._changed = threading.Condition()
+        self._leases: deque[tuple[float, Lease]] = deque()  # each with when it was given back, the oldest first
+        self._bytes = 0
+        self._kept_s = _KEPT_S
+        self._closing = False
         self._thread = threading.Thread(target=self._run, name="retirer", daemon=True)
         self._thread.start()
 
-    def retire(self, lease: Lease) -> None:
-        self._leases.put((time.monotonic() + _LINGER_S, lease))
+    def add(self, lease: Lease) -> None:
+        with self._changed:
+            self._leases.append((time.monotonic(), lease))
+            self._bytes += lease.size_bytes
+            self._changed.notify()
+
+    def keep(self, kept: bool) -> None:
+        """Without a guest half nobody will ask for them."""
+        with self._changed:
+            self._kept_s = _KEPT_S if kept else _LINGER_S
+            self._changed.notify()
+
+    def take(self, page_count: int) -> Lease | None:
+        """One of at least so many pages, and not many more, that nobody looks at any longer."""
+        until = time.monotonic() - _LINGER_S
+        with self._changed:
+            for entry in self._leases:
+                since, lease = entry
+                if since > until:
+                    break
+                if page_count <= lease.page_count <= page_count + page_count // 4:
+                    self._leases.remove(entry)
+                    self._bytes -= lease.size_bytes
+                    return lease
+        return None
+
+    def end_all(self) -> bool:
+        """Makes room: ends them now. Returns whether there were any."""
+        with self._changed:
+            leases = [lease for _, lease in self._leases]
+            self._leases.clear()
+            self._bytes = 0
+        for lease in leases:
+            self._end(lease)
+        return bool(leases)
+
+    def _end(self, lease: Lease) -> None:
+        try:
+            self._domain.end(lease)
+        except LendingError as error:
+            logger.error("ending lease %d: %s", lease.lease_id, error)
 
     def _run(self) -> None:
-        while (entry := self._leases.get()) is not None:
-            due, lease = entry
-            self._closing.wait(max(0.0, due - time.monotonic()))
-            try:
-                self._domain.end(lease)
-            except LendingError as error:
-                logger.error("ending lease %d: %s", lease.lease_id, error)
+        while True:
+            with self._changed:
+                if self._closing:
+                    return
+                if not self._leases:
+                    self._changed.wait()
+                    continue
+                since, lease = self._leases[0]
+                due = since + (_LINGER_S if self._bytes > _MAX_KEPT_BYTES else self._kept_s)
+                left_s = due - time.monotonic()
+                if left_s > 0:
+                    self._changed.wait(left_s)
+                    continue
+                self._leases.popleft()
+                self._bytes -= lease.size_bytes
+            self._end(lease)
 
     def close(self) -> None:
-        self._closing.set()
-        self._leases.put(None)
+        """Ends the thread. The leases end with their domain."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
         self._thread.join()
 
 

@@ -172,6 +172,8 @@ def test_stores_through_bar_reach_the_backings_that_allow_it(domain: FuseDomain)
     with FdBorrower(domain.open_bar(writable=True), writable=True) as machine:
         machine.write(read_only.gfns.start * PAGE_SIZE, b"no")
         machine.write(writable.gfns.start * PAGE_SIZE, b"yes")
+        os.close(domain.open_bar(writable=True))
+        assert os.pread(writable_fd, 1, 0) == b"\1", "who closes a descriptor of it waits for no write-back"
     domain.end(read_only)
     domain.end(writable)
     assert os.pread(read_only_fd, 2, 0) == b"\1\1"

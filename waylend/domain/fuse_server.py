@@ -299,9 +299,9 @@ class FuseServer:
     def _open(self, request: _Request) -> bytes:
         flags = wire.parse_open_flags(request.buffer)
         fh = self._files.open(request.node, flags, wire.parse_thread_id(request.buffer))
-        # Who only reads leaves nothing dirty behind: the kernel need not look for it at each close.
-        no_flush = wire.FOPEN_NOFLUSH if flags & os.O_ACCMODE == os.O_RDONLY else 0
-        return wire.open_reply(request.unique, fh, wire.FOPEN_KEEP_CACHE | no_flush)
+        # Closing a descriptor writes nothing back, and asks us nothing: who closes one of many waits for nobody's stores. And a
+        # process of ours that forks may have some: the child closes them while the parent waits for it, serving threads and all.
+        return wire.open_reply(request.unique, fh, wire.FOPEN_KEEP_CACHE | wire.FOPEN_NOFLUSH)
 
     def _opendir(self, request: _Request) -> bytes:
         return wire.open_reply(request.unique, 0, 0)

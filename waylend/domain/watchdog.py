@@ -49,8 +49,12 @@ class Watchdog:
         self._wanted = threading.Event()
         self._cutting = threading.Lock()
         self._closed = False
+        self._stands = threading.Event()
         self._thread = threading.Thread(target=self._watch, name=f"{name}-watchdog", daemon=True)
         self._thread.start()
+        # Not later: a process that forks holds up its serving threads until the child has closed what is open here, which must
+        # not be files that they serve.
+        self._stands.wait()
 
     @contextmanager
     def armed(self, deadline_s: float) -> Iterator[Armed]:
@@ -72,7 +76,10 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        standing_by = self._stand_by()
+        try:
+            standing_by = self._stand_by()
+        finally:
+            self._stands.set()
         quiet_looks = 0
         while not self._closed:
             self._wanted.wait()
