@@ -24,6 +24,7 @@ from waylend.backing.file import FileBacking
 from waylend.channel.connection import Connection
 from waylend.channel.halves import HostEnd
 from waylend.channel.leases import LeaseGiven
+from waylend.channel.link import GONE
 from waylend.channel.transport import Address, check_identity, listen_for_guest
 from waylend.compositor import Compositor, keep_in_touch
 from waylend.control import ControlServer
@@ -171,7 +172,8 @@ class HostHalf:
         self.relay.take_in(connection)
 
     def _on_over(self, why: str) -> None:
-        logger.warning("the channel to the guest half is over: %s", why)
+        # A guest may come and go; what a guest half or its VMM does wrong is worth a word.
+        logger.log(logging.INFO if why == GONE else logging.WARNING, "the channel to the guest half is over: %s", why)
         self._end = None
         self._given_back.keep(False)
 

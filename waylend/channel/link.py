@@ -29,6 +29,8 @@ _RECEIVE_BYTES = 1 << 18
 _HEADER_BYTES = 8
 _MAX_GREETING_BYTES = 2048
 _LAST_ID = 0xFFFFFFFF
+#: Why a link is over that its other end has closed in good order.
+GONE = "the other half has gone"
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
@@ -156,7 +158,7 @@ class Link:
             self.fail(error.strerror or f"{error}")
             return
         if not count:
-            self.fail("the other half has gone")
+            self.fail(GONE)
             return
         self._heard = True
         if not have and count > _ARRAY_HEAD.size:

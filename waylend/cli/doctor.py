@@ -6,8 +6,6 @@ import glob
 import importlib
 import json
 import os
-import platform
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -123,22 +121,10 @@ async def _compositor(host: str | None) -> str:
 
 
 def _vm_tools() -> str:
-    qemu = f"qemu-system-{platform.machine()}"
-    kernels = [path for path in sorted(glob.glob("/boot/vmlinuz*")) if os.access(path, os.R_OK)]
-    missing = [
-        (what, how)
-        for what, there, how in (
-            (qemu, shutil.which(qemu), "apt-get install qemu-system"),
-            ("vng", shutil.which("vng"), "pip install virtme-ng"),
-            ("a kernel in /boot that can be read", kernels, "apt-get install linux-image-amd64"),
-        )
-        if not there
-    ]
-    if missing:
-        raise Unavailable(
-            "missing: " + ", ".join(what for what, _ in missing), "on Debian: " + "; ".join(how for _, how in missing)
-        )
-    return f"{qemu}, virtme-ng, {kernels[-1]}"
+    from waylend.vm import check_programs, find_kernel, kvm_may_work  # noqa: PLC0415
+
+    check_programs()
+    return f"{find_kernel()}, {'KVM' if kvm_may_work() else 'without KVM: slow'}"
 
 
 @click.command("doctor")
