@@ -88,7 +88,8 @@ def source(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sdist, unpacked."""
     folder = tmp_path_factory.mktemp("source")
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.2 (Debian 12) has none
+        archive.extractall(folder)
     (unpacked,) = folder.iterdir()
     return unpacked
 
