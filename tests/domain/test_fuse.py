@@ -182,6 +182,25 @@ def test_stores_through_bar_reach_the_backings_that_allow_it(domain: FuseDomain)
     os.close(writable_fd)
 
 
+# -- writing
+
+
+def limits_of(domain: FuseDomain) -> list[str]:
+    device = os.fstat(domain.root_fd).st_dev
+    return [Path(f"/sys/class/bdi/0:{os.minor(device)}/{name}").read_text() for name in ("max_ratio", "strict_limit")]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may lift the kernel's limit of dirty pages")
+def test_what_is_lent_for_writing_may_all_be_dirty() -> None:
+    """With the kernel's limit for FUSE, 1 % of its own, a window's worth of stores is slowed down on a small machine."""
+    with opened(FuseDomain, aperture_pages=64) as domain:
+        assert limits_of(domain) == ["100\n", "0\n"]
+        assert not domain.slows_writers
+    with opened(FuseDomain, aperture_pages=64, read_only=True) as domain:
+        assert limits_of(domain) == ["1\n", "1\n"]
+        assert not domain.slows_writers
+
+
 # -- losing pages
 
 

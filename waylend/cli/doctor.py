@@ -7,15 +7,16 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import click
 
 from waylend.cli.options import host_option, json_option
+from waylend.domain.mounts import dirty_limit_bytes
 from waylend.errors import CompositorError, Unavailable, UsageError
 from waylend.relay.sockets import socket_path
 
@@ -31,6 +32,10 @@ class Finding:
     remedy: str = ""
 
 
+class Tell(Protocol):
+    def __call__(self, what: str, remedy: str = "") -> None: ...
+
+
 def _tried(module: str, class_name: str, **options: object) -> Any:
     """A domain of that kind, made for the trial; the caller closes it. Raises Unavailable."""
     try:
@@ -42,15 +47,22 @@ def _tried(module: str, class_name: str, **options: object) -> Any:
 
 
 @contextmanager
-def _finding(name: str, means: str, without: str, found: list[Finding]) -> Iterator[Callable[[str], None]]:
-    """Tries one thing; the block says what it found, or raises Unavailable."""
+def _finding(name: str, means: str, without: str, found: list[Finding]) -> Iterator[Tell]:
+    """Tries one thing; the block says what it found (and how to get more), or raises Unavailable."""
     told: list[str] = []
+    remedies: list[str] = []
+
+    def tell(what: str, remedy: str = "") -> None:
+        told.append(what)
+        if remedy:
+            remedies.append(remedy)
+
     try:
-        yield told.append
+        yield tell
     except Unavailable as error:
         found.append(Finding(name, False, error.reason, without, error.remedy))
     else:
-        found.append(Finding(name, True, "; ".join(told), means))
+        found.append(Finding(name, True, "; ".join(told), means, "; ".join(remedies)))
 
 
 def _look(host: str | None) -> list[Finding]:
@@ -66,6 +78,11 @@ def _look(host: str | None) -> list[Finding]:
             tell("mounts" if os.geteuid() == 0 else "mounts through fusermount3")
             if not domain.other_users:
                 tell("for this user's guests only (user_allow_other in /etc/fuse.conf allows more)")
+            if domain.slows_writers:
+                tell(
+                    f"the kernel slows down a guest that has drawn {dirty_limit_bytes() >> 20} MB",
+                    "for VMs with large windows: run waylend host as root, or install udev/70-waylend-host.rules",
+                )
         finally:
             domain.close()
     with _finding("memfd", "the fallback works", "there is no fallback where FUSE is missing", found) as tell:

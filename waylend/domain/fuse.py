@@ -147,6 +147,8 @@ class FuseDomain:
             thread_count=thread_count,
             read_ahead_pages=read_ahead_pages,
         )
+        #: Whether the kernel slows down borrowers that write much, which it does where we may not change that.
+        self.slows_writers = not read_only and not self._lift_dirty_limit()
         self._watchdog = Watchdog(name, self._cut_off, connection=self._server.connection)
         self._retiring: queue.SimpleQueue[Lease | None] = queue.SimpleQueue()
         self._retirer = threading.Thread(target=self._retire, name=f"{name}-retirer", daemon=True)
@@ -159,6 +161,14 @@ class FuseDomain:
                 self._mount_path = None
                 self.close()
                 raise
+
+    def _lift_dirty_limit(self) -> bool:
+        try:
+            mounts.lift_dirty_limit(self._server.connection)
+        except OSError as refused:
+            log.info("domain %s: the limit of dirty pages stays: %s", self.name, refused)
+            return False
+        return True
 
     # -- the lender's side
 

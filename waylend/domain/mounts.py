@@ -115,6 +115,40 @@ def abort(connection: int) -> None:
         os.close(fd)
 
 
+def lift_dirty_limit(connection: int) -> None:
+    """Lets borrowers write to all that is lent without being slowed down. Raises OSError.
+
+    Of a FUSE file system the kernel lets only a hundredth of its dirty limit be dirty (``max_ratio``, strictly), and pauses
+    whoever dirties more: on a small machine that is less than one window. What is lent for writing bounds it already. Only
+    root may lift it (Documentation/ABI/testing/sysfs-class-bdi).
+    """
+    folder = f"/sys/class/bdi/0:{connection}"
+    for name, value in (("max_ratio", b"100"), ("strict_limit", b"0")):
+        try:
+            fd = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if name == "max_ratio":
+                raise
+            return  # before Linux 6.2; the ratio alone does nearly as well
+        try:
+            os.write(fd, value)
+        finally:
+            os.close(fd)
+
+
+def dirty_limit_bytes() -> int:
+    """About what the kernel lets be dirty of a FUSE file system where nobody has lifted that limit."""
+    values = {}
+    for name in ("dirty_bytes", "dirty_ratio"):
+        with open(f"/proc/sys/vm/{name}", encoding="ascii") as file:
+            values[name] = int(file.read())
+    if values["dirty_bytes"]:
+        return values["dirty_bytes"] // 100
+    with open("/proc/meminfo", encoding="ascii") as file:
+        available_kib = next((int(line.split()[1]) for line in file if line.startswith("MemAvailable:")), 0)
+    return (available_kib << 10) * values["dirty_ratio"] // 100 // 100
+
+
 def _mount_detached(device_fd: int, name: str, read_only: bool) -> int:
     context = _system_call("fsopen", _SYS_FSOPEN, b"fuse", _FSOPEN_CLOEXEC)
     try:
