@@ -65,20 +65,21 @@ class Bar:
         finally:
             os.close(fd)
 
-    def copy_in(self, fd: int, file_offset: int, aperture_offset: int, size_bytes: int) -> str:
-        """Copies ``size_bytes`` from ``fd``. Returns what went wrong, or an empty string."""
-        end = aperture_offset + size_bytes
-        while aperture_offset < end:
-            try:
-                count = os.preadv(fd, [self._octets[aperture_offset:end]], file_offset)
-            except OSError as error:
-                if error.errno == errno.EFAULT:
-                    return "the host's memory is gone"
-                return error.strerror or f"{error}"
-            if not count:
-                return "the pool's file was cut short"
-            aperture_offset += count
-            file_offset += count
+    def copy_in(self, fd: int, file_offset: int, aperture_offset: int, spans: Iterable[tuple[int, int]]) -> str:
+        """See ``pools.Aperture``."""
+        octets, preadv = self._octets, os.preadv
+        to_file = file_offset - aperture_offset
+        try:
+            for offset, size_bytes in spans:
+                start = aperture_offset + offset
+                end = start + size_bytes
+                while start < end:
+                    count = preadv(fd, [octets[start:end]], start + to_file)
+                    if not count:
+                        return "the pool's file was cut short"
+                    start += count
+        except OSError as error:
+            return "the host's memory is gone" if error.errno == errno.EFAULT else error.strerror or f"{error}"
         return ""
 
     def copy_out(self, fd: int, file_offset: int, aperture_offset: int, size_bytes: int) -> str:
@@ -300,10 +301,10 @@ class GuestHalf:
         connection = self._sessions[session_id]
         return LeaseAsked(connection.channel, connection, page_count, on_change)
 
-    def copy_in(self, fd: int, file_offset: int, aperture_offset: int, size_bytes: int) -> str:
+    def copy_in(self, fd: int, file_offset: int, aperture_offset: int, spans: Iterable[tuple[int, int]]) -> str:
         if self._bar is None:
             return "the host half is gone"
-        return self._bar.copy_in(fd, file_offset, aperture_offset, size_bytes)
+        return self._bar.copy_in(fd, file_offset, aperture_offset, spans)
 
     def copy_out(self, fd: int, file_offset: int, aperture_offset: int, size_bytes: int) -> str:
         if self._bar is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import cast
 
@@ -39,8 +39,10 @@ class Memory:
     def ask(self, _session_id: int, page_count: int, _on_change: Callable[[], None]) -> Lease:
         return cast("Lease", SimpleNamespace(page_count=page_count, gfn=GFN, failure="", give_back=lambda: None))
 
-    def copy_in(self, fd: int, file_offset: int, aperture_offset: int, size_bytes: int) -> str:
-        self.octets[aperture_offset : aperture_offset + size_bytes] = os.pread(fd, size_bytes, file_offset)
+    def copy_in(self, fd: int, file_offset: int, aperture_offset: int, spans: Iterable[tuple[int, int]]) -> str:
+        for offset, size_bytes in spans:
+            start = aperture_offset + offset
+            self.octets[start : start + size_bytes] = os.pread(fd, size_bytes, file_offset + offset)
         return ""
 
     def copy_out(self, fd: int, file_offset: int, aperture_offset: int, size_bytes: int) -> str:

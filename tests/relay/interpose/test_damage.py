@@ -51,8 +51,11 @@ def test_spans_hold_every_changed_byte_within_the_buffer(
         damage.add(*box)
     stride = WIDTH * PIXEL_BYTES + padding
     copied = bytearray(stride * HEIGHT)
+    last_end = -1
     for offset, size in spans(damage, stride, pixel_bytes):
         assert size > 0
+        assert offset > last_end
+        last_end = offset + size
         assert 0 <= offset <= offset + size <= len(copied)
         copied[offset : offset + size] = b"\1" * size
     for x, y in pixels_of(damage):
@@ -67,6 +70,9 @@ def test_rows_with_little_between_them_are_one_span() -> None:
     wide = Damage(10_000, 100)
     wide.add(5, 10, 6, 12)
     assert spans(wide, 40_000, 4) == [(400_020, 4), (440_020, 4)]
+    wide.add(3000, 10, 3001, 11)
+    wide.add(1000, 11, 1001, 12)
+    assert spans(wide, 40_000, 4) == [(400_020, 4), (412_000, 4), (440_020, 3984)]
 
 
 VIEWPORTS = st.builds(

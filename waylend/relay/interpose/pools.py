@@ -11,7 +11,7 @@ can't be had: an error, not a signal.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ClassVar, Protocol
 
 from waylend.errors import LimitExceeded, ProtocolError
@@ -43,8 +43,11 @@ class Aperture(Protocol):
     def ask(self, session_id: int, page_count: int, on_change: Callable[[], None]) -> Lease:
         """Asks for a lease for a client, which is resumed when there is an answer."""
 
-    def copy_in(self, fd: int, file_offset: int, aperture_offset: int, size_bytes: int) -> str:
-        """Copies from a file into the aperture; returns what went wrong, or an empty string."""
+    def copy_in(self, fd: int, file_offset: int, aperture_offset: int, spans: Iterable[tuple[int, int]]) -> str:
+        """Copies from a file into the aperture; returns what went wrong, or an empty string.
+
+        ``spans``: (offset, size) of each piece, in bytes from ``file_offset`` there and from ``aperture_offset`` here.
+        """
 
     def copy_out(self, fd: int, file_offset: int, aperture_offset: int, size_bytes: int) -> str:
         """Copies from the aperture into a file; returns what went wrong, or an empty string."""
@@ -427,12 +430,10 @@ class Pools(Interposer):
             self._copy(message, buffer)
 
     def _copy(self, message: FdMessage, buffer: Buffer) -> None:
-        aperture, file = self._aperture, buffer.file
-        target = buffer.region.gfn << PAGE_SHIFT
-        for offset, size_bytes in spans(buffer.stale, buffer.stride, buffer.pixel_bytes):
-            failure = aperture.copy_in(file.fd, buffer.offset + offset, target + offset, size_bytes)
-            if failure:
-                raise self._error(message, _INVALID_FD, f"can't copy the buffer: {failure}")
+        pieces = spans(buffer.stale, buffer.stride, buffer.pixel_bytes)
+        failure = self._aperture.copy_in(buffer.file.fd, buffer.offset, buffer.region.gfn << PAGE_SHIFT, pieces)
+        if failure:
+            raise self._error(message, _INVALID_FD, f"can't copy the buffer: {failure}")
         buffer.stale = Damage(buffer.width, buffer.height)
 
     def _error(self, message: FdMessage, code: int, what: str) -> ProtocolError:
