@@ -18,7 +18,7 @@ from waylend.relay.interpose.formats import PIXEL_BYTES
 
 CONNECTION = 2
 LEASE = 3
-SHM, POOL, BUFFER = 3, 4, 5
+SHM, POOL, BUFFER, OTHER_POOL = 3, 4, 5, 6
 
 
 @pytest.fixture
@@ -86,6 +86,37 @@ def test_the_pool_is_the_whole_aperture_whatever_the_guest_says(hosting: Hosting
     _, (new_id, _, size) = compositor.receive("wl_shm.create_pool")
     assert (new_id, size) == (POOL, 1 << 24)
     assert os.fstat(compositor.fds[0]).st_size == 1 << 24
+
+
+def test_the_compositor_maps_the_aperture_once_for_each_client(hosting: Hosting) -> None:
+    """Whenever it unmapped it, the kernel would have it wait until all that is dirty is written back."""
+    guest = hosting.guest()
+    client, compositor = with_pool(hosting, guest)
+    compositor.receive("wl_shm.create_pool")
+    guest.tell("waylend_connection_v1.attach_aperture", CONNECTION)
+    client.send("wl_shm.create_pool", SHM, OTHER_POOL, "fd", 4096)
+    _, (new_id, _, size) = compositor.receive("wl_shm.create_pool")
+    assert (new_id, size) == (OTHER_POOL, PAGE_SIZE)
+    assert os.fstat(compositor.fds[1]).st_size == PAGE_SIZE
+    assert os.fstat(compositor.fds[1]).st_dev != os.fstat(compositor.fds[0]).st_dev
+    client.send("wl_shm_pool.destroy", POOL)
+    gfn = granted(guest, LEASE, 4)
+    client.send("wl_shm_pool.create_buffer", OTHER_POOL, BUFFER, gfn * PAGE_SIZE, 16, 16, 64, 0)
+    pool, (new_id, *_) = compositor.receive("wl_shm_pool.create_buffer")
+    assert (pool, new_id) == (POOL, BUFFER)
+    client.send("wl_shm_pool.destroy", OTHER_POOL)
+    pool, _ = compositor.receive("wl_shm_pool.destroy")
+    assert pool == OTHER_POOL
+
+
+def test_a_pool_that_was_destroyed_is_gone_for_its_client(hosting: Hosting) -> None:
+    guest = hosting.guest()
+    client, compositor = with_pool(hosting, guest)
+    compositor.receive("wl_shm.create_pool")
+    gfn = granted(guest, LEASE, 4)
+    client.send("wl_shm_pool.destroy", POOL)
+    client.send("wl_shm_pool.create_buffer", POOL, BUFFER, gfn * PAGE_SIZE, 16, 16, 64, 0)
+    assert "destroyed object" in refused(client)
 
 
 def test_what_the_guest_stores_is_what_the_compositor_reads(hosting: Hosting) -> None:

@@ -92,6 +92,8 @@ class HostHalf:
         self._page_count = status.st_size // PAGE_SIZE
         self.pool_bytes = min(status.st_size, _MOST_POOL_BYTES)
         self.bar_identity = (status.st_dev, status.st_ino)
+        self.stand_in_fd = os.memfd_create("waylend-no-pool", os.MFD_CLOEXEC)
+        os.ftruncate(self.stand_in_fd, PAGE_SIZE)
         self._files = FileLender(domain)
         self._given_back = _GivenBack(domain)
         self._passed: dict[int, tuple[Lease | None, int]] = {}
@@ -281,6 +283,7 @@ class HostHalf:
         self.relay.close()
         self._given_back.close()
         os.close(self._bar_fd)
+        os.close(self.stand_in_fd)
 
 
 class _GivenBack:

@@ -1,7 +1,8 @@
 """wl_shm, files and pipes in a host half: what a guest half says of memory is checked anew, message by message.
 
-A guest's pool is the whole aperture, whatever size it says; its buffers must lie in leases of that very connection. Files
-that the compositor hands out become leases, and an attachment tells the guest half where they are.
+A guest's pool is the whole aperture, whatever size it says; its buffers must lie in leases of that very connection. The
+compositor maps the aperture once for each client (``AperturePools``). Files that the compositor hands out become leases, and
+an attachment tells the guest half where they are.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import ClassVar, Protocol
 from waylend.backing.file import FileBacking
 from waylend.errors import LendingError, LimitExceeded, ProtocolError
 from waylend.lending.lease import Lease, LeaseState
-from waylend.lending.pages import PAGE_SHIFT
+from waylend.lending.pages import PAGE_SHIFT, PAGE_SIZE
 from waylend.relay.events import LeaseLent, LeaseReturned
 from waylend.relay.interpose import Client, FdMessage, Interposer
 from waylend.relay.interpose.formats import PIXEL_BYTES
@@ -33,6 +34,8 @@ class Lender(Protocol):
     pool_bytes: int
     #: (st_dev, st_ino) of the aperture's file.
     bar_identity: tuple[int, int]
+    #: A file of one page that is nobody's memory.
+    stand_in_fd: int
 
     def leases_of(self, session_id: int) -> Iterable[Lease]:
         """What that client may write to."""
@@ -45,22 +48,47 @@ class Lender(Protocol):
 
 
 class AperturePools(Interposer):
-    REQUESTS: ClassVar = ("wl_shm.create_pool", "wl_shm_pool.create_buffer", "wl_shm_pool.resize")
+    """A client's first pool is the compositor's mapping of the aperture, and stays it for as long as the client is there.
+
+    When a FUSE file is unmapped the kernel writes back all of it that is dirty (``fuse_vma_close``), whoever drew it, and the
+    compositor would stand still meanwhile. So the first pool's ``destroy`` is not passed on (its id just isn't given back),
+    all buffers are made of it, and the pools that follow are stand-ins of one page, which come and go.
+    """
+
+    REQUESTS: ClassVar = (
+        "wl_shm.create_pool",
+        "wl_shm_pool.create_buffer",
+        "wl_shm_pool.resize",
+        "wl_shm_pool.destroy",
+    )
 
     def __init__(self, client: Client, lender: Lender) -> None:
         self._client = client
         self._lender = lender
+        self._first = 0
 
     def create_pool(self, message: FdMessage) -> bytes:
-        status = os.fstat(message.fds[0])
+        fd = message.fds[0]
+        status = os.fstat(fd)
         if (status.st_dev, status.st_ino) != self._lender.bar_identity:
             raise self._error(message, _INVALID_FD, "what came with it is not the aperture")
-        return message.raw[:-4] + _INT.pack(self._lender.pool_bytes)
+        size_bytes = self._lender.pool_bytes
+        if self._first:
+            os.dup2(self._lender.stand_in_fd, fd, inheritable=False)
+            size_bytes = PAGE_SIZE
+        else:
+            object_id = message.args[0]
+            assert isinstance(object_id, int)
+            self._first = object_id
+        return message.raw[:-4] + _INT.pack(size_bytes)
 
     def resize(self, _message: FdMessage) -> bytes:
         return b""
 
-    def create_buffer(self, message: FdMessage) -> None:
+    def destroy(self, message: FdMessage) -> bytes | None:
+        return b"" if message.object_id == self._first else None
+
+    def create_buffer(self, message: FdMessage) -> bytes | None:
         numbers = message.args
         assert all(isinstance(number, int) for number in numbers)
         _, offset, width, height, stride, pixel_format = numbers
@@ -75,7 +103,7 @@ class AperturePools(Interposer):
         for lease in self._lender.leases_of(self._client.session_id):
             start = lease.gfns.start << PAGE_SHIFT
             if start <= offset and end <= start + lease.size_bytes:
-                return
+                return None if message.object_id == self._first else _UINT.pack(self._first) + message.raw[4:]
         raise self._error(
             message, _INVALID_STRIDE, f"bytes {offset} to {end} of the aperture are not lent to this client"
         )
