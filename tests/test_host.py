@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.hosting import GuestByHand, Hosting, request
+from tests.domain.borrowers import FdBorrower
+from tests.hosting import GuestByHand, Hosting, bar_fd, request
 from tests.processes import wait_until
 from tests.relay.between import Peer, begin, open_fds
-from waylend.lending.pages import PAGE_SIZE
+from waylend.lending.pages import PAGE_SIZE, PageRange
 from waylend.policy import Limits, Policy
 from waylend.relay.interpose.formats import PIXEL_BYTES
 
@@ -129,6 +130,21 @@ def test_what_the_guest_stores_is_what_the_compositor_reads(hosting: Hosting) ->
     with open(hosting.domain.bar_path, "r+b", buffering=0) as bar:
         os.pwrite(bar.fileno(), b"pixels", gfn * PAGE_SIZE)
     assert os.pread(compositor.fds[0], 6, gfn * PAGE_SIZE) == b"pixels"
+
+
+def test_what_was_drawn_is_written_back_before_the_compositor_unmaps_it(hosting: Hosting) -> None:
+    """Else the kernel would have the compositor wait for that."""
+    guest = hosting.guest()
+    _, compositor = with_pool(hosting, guest)
+    compositor.receive("wl_shm.create_pool")
+    gfn = granted(guest, LEASE, 4)
+    (lent,) = hosting.domain._borrowed.values()
+    with FdBorrower(bar_fd(hosting), writable=True) as drawing:
+        drawing.write(gfn * PAGE_SIZE, b"drawn")
+        assert lent.backing.read(PageRange(0, 1)) == bytes(PAGE_SIZE)
+        guest.tell("waylend_connection_v1.end", CONNECTION, b"")
+        assert compositor.is_at_end()
+        assert lent.backing.read(PageRange(0, 1)).startswith(b"drawn")
 
 
 @pytest.mark.parametrize(

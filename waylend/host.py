@@ -10,9 +10,6 @@ import contextlib
 import logging
 import os
 import socket
-import threading
-import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -28,6 +25,7 @@ from waylend.channel.link import GONE
 from waylend.channel.transport import Address, check_identity, listen_for_guest
 from waylend.compositor import Compositor, keep_in_touch
 from waylend.control import ControlServer
+from waylend.departed import CompositorEnd, Departures, GivenBack
 from waylend.domain.process import ProcessDomain
 from waylend.errors import ChannelError, LendingError, PeerError, UsageError
 from waylend.lending.lease import Lease, LossPolicy, Protection
@@ -58,11 +56,6 @@ logger = logging.getLogger(__name__)
 
 #: The most that a wl_shm pool can have, in whole pages: its size is an int32.
 _MOST_POOL_BYTES = (1 << 31) - PAGE_SIZE
-#: A lease that was given back is nobody else's for so long: the compositor may be about to look at it once more.
-_LINGER_S = 0.25
-#: How long one is kept for the next client that asks, and how much may be.
-_KEPT_S = 2.0
-_MAX_KEPT_BYTES = 64 << 20
 
 
 class HostHalf:
@@ -95,7 +88,8 @@ class HostHalf:
         self.stand_in_fd = os.memfd_create("waylend-no-pool", os.MFD_CLOEXEC)
         os.ftruncate(self.stand_in_fd, PAGE_SIZE)
         self._files = FileLender(domain)
-        self._given_back = _GivenBack(domain)
+        self._given_back = GivenBack(domain)
+        self._departures = Departures(self._bar_fd)
         self._passed: dict[int, tuple[Lease | None, int]] = {}
         self._leases: dict[Connection, dict[int, Lease]] = {}
         self._sessions: dict[int, Connection] = {}
@@ -104,7 +98,7 @@ class HostHalf:
             loop,
             tables=tables,
             policy=self._policy,
-            connect=connect,
+            connect=lambda: CompositorEnd(connect(), self._departures.close_later),
             interposers=self._interposers(),
             observer=observer,
             trace=trace,
@@ -268,6 +262,11 @@ class HostHalf:
     def leases_of(self, session_id: int) -> Iterable[Lease]:
         return self._leases.get(self._sessions[session_id], {}).values()
 
+    def aperture_mapped(self, session_id: int) -> None:
+        compositor = self.relay.sessions[session_id].compositor
+        assert isinstance(compositor, CompositorEnd)
+        compositor.maps_aperture = True
+
     def file_passed(self, fd: int, lease: Lease | None, size_bytes: int) -> None:
         self._passed[fd] = (lease, size_bytes)
 
@@ -281,95 +280,10 @@ class HostHalf:
         if end is not None:
             end.close()
         self.relay.close()
+        self._departures.close()
         self._given_back.close()
         os.close(self._bar_fd)
         os.close(self.stand_in_fd)
-
-
-class _GivenBack:
-    """Leases that clients gave back: each is kept for the next client that asks for about as much, and ends when none does.
-
-    Its pages are there already, in the guest and in the compositor, which is most of what a new buffer costs. What was in them
-    stays the same guest's, whose half overwrites it before it is shown. Leases end on a thread of their own: that waits for
-    write-backs, which the relay must not.
-    """
-
-    def __init__(self, domain: ProcessDomain) -> None:
-        self._domain = domain
-        self._changed = threading.Condition()
-        self._leases: deque[tuple[float, Lease]] = deque()  # each with when it was given back, the oldest first
-        self._bytes = 0
-        self._kept_s = _KEPT_S
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name="retirer", daemon=True)
-        self._thread.start()
-
-    def add(self, lease: Lease) -> None:
-        with self._changed:
-            self._leases.append((time.monotonic(), lease))
-            self._bytes += lease.size_bytes
-            self._changed.notify()
-
-    def keep(self, kept: bool) -> None:
-        """Without a guest half nobody will ask for them."""
-        with self._changed:
-            self._kept_s = _KEPT_S if kept else _LINGER_S
-            self._changed.notify()
-
-    def take(self, page_count: int) -> Lease | None:
-        """One of at least so many pages, and not many more, that nobody looks at any longer."""
-        until = time.monotonic() - _LINGER_S
-        with self._changed:
-            for entry in self._leases:
-                since, lease = entry
-                if since > until:
-                    break
-                if page_count <= lease.page_count <= page_count + page_count // 4:
-                    self._leases.remove(entry)
-                    self._bytes -= lease.size_bytes
-                    return lease
-        return None
-
-    def end_all(self) -> bool:
-        """Makes room: ends them now. Returns whether there were any."""
-        with self._changed:
-            leases = [lease for _, lease in self._leases]
-            self._leases.clear()
-            self._bytes = 0
-        for lease in leases:
-            self._end(lease)
-        return bool(leases)
-
-    def _end(self, lease: Lease) -> None:
-        try:
-            self._domain.end(lease)
-        except LendingError as error:
-            logger.error("ending lease %d: %s", lease.lease_id, error)
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                if self._closing:
-                    return
-                if not self._leases:
-                    self._changed.wait()
-                    continue
-                since, lease = self._leases[0]
-                due = since + (_LINGER_S if self._bytes > _MAX_KEPT_BYTES else self._kept_s)
-                left_s = due - time.monotonic()
-                if left_s > 0:
-                    self._changed.wait(left_s)
-                    continue
-                self._leases.popleft()
-                self._bytes -= lease.size_bytes
-            self._end(lease)
-
-    def close(self) -> None:
-        """Ends the thread. The leases end with their domain."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        self._thread.join()
 
 
 @dataclass

@@ -40,6 +40,9 @@ class Lender(Protocol):
     def leases_of(self, session_id: int) -> Iterable[Lease]:
         """What that client may write to."""
 
+    def aperture_mapped(self, session_id: int) -> None:
+        """That client's compositor connection has a mapping of the aperture from now on, to its end."""
+
     def file_passed(self, fd: int, lease: Lease | None, size_bytes: int) -> None:
         """When ``fd`` goes to the guest half, it is that lease that goes (None: an empty file)."""
 
@@ -80,6 +83,7 @@ class AperturePools(Interposer):
             object_id = message.args[0]
             assert isinstance(object_id, int)
             self._first = object_id
+            self._lender.aperture_mapped(self._client.session_id)
         return message.raw[:-4] + _INT.pack(size_bytes)
 
     def resize(self, _message: FdMessage) -> bytes:
