@@ -1,7 +1,4 @@
-"""FuseDomain as an ordinary user: through fusermount3, with nothing in any mount table afterwards.
-
-Runs as the user nobody, in a mount namespace of its own where /dev/fuse is open to all, as udev makes it everywhere.
-"""
+"""FuseDomain as an ordinary user: through fusermount3, with nothing in any mount table afterwards."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import absent, require
+from tests.live.ordinary_user import as_ordinary_user
 
 pytestmark = pytest.mark.live
 
@@ -52,15 +49,8 @@ print(len(os.listdir("/proc/self/fd")))
 
 
 def test_lending_as_an_ordinary_user() -> None:
-    if os.geteuid():
-        absent("only root can make the namespace for this test")
-    require("fusermount3")
-    steps = (
-        "set -e; mount -t tmpfs -o mode=755 device /mnt; mknod -m 666 /mnt/fuse c 10 229; mount --bind /mnt/fuse /dev/fuse;"
-        'exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all "$@"'
-    )
     done = subprocess.run(
-        [require("unshare"), "-m", "sh", "-c", steps, "sh", sys.executable, "-"],
+        as_ordinary_user(sys.executable, "-"),
         input=LENDER,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,

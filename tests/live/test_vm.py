@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from tests.live.client_runs import boxes, boxes_directly, keymap_of, repainted
 from tests.live.compositors import OurShim, Sway, plain_environment
 from tests.live.guest import WAYLEND
+from tests.live.ordinary_user import UID, as_ordinary_user
 from tests.live.picture import Picture, has_colours
 from tests.live.vm import BOOT_S, VmGuest, require_vm
 from tests.processes import Process, descendants, require, wait_until
@@ -51,6 +54,14 @@ def test_its_kernel_is_another(guest: VmGuest) -> None:
     hostname, boot_id = app.log().split()
     assert hostname == "waylend-vm"
     assert boot_id != Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def test_it_has_no_network_and_what_it_changes_is_forgotten(guest: VmGuest, tmp_path: Path) -> None:
+    changed = Path(os.environ.get("HOME", "/")) / f"waylend-test-{os.getpid()}"
+    app = guest.start("sh", "-c", f"ls /sys/class/net; echo changed > {changed}; cat {changed}; nproc")
+    assert app.wait(SLOW_S) == 0, app.log()
+    assert app.log().split() == ["lo", "changed", "2"]
+    assert not changed.exists()
 
 
 def test_foot_shows_what_is_typed_and_is_resized(sway: Sway, guest: VmGuest) -> None:
@@ -177,33 +188,42 @@ def _alive(processes: dict[int, str]) -> list[int]:
     return alive
 
 
-def test_on_a_compositor_of_our_own(tmp_path: Path) -> None:
-    """What the README shows: the exit status is the app's, and the screenshot shows its window."""
+@pytest.fixture
+def own_place() -> Iterator[Path]:
+    """A directory of an ordinary user's: pytest's own are closed to them."""
+    place = Path(tempfile.mkdtemp(prefix="waylend-test-"))
+    place.chmod(0o755)
+    for name in ("home", "run"):
+        (place / name).mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            os.chown(place / name, UID, UID)
+    yield place
+    shutil.rmtree(place)
+
+
+def test_an_ordinary_users_app_on_a_compositor_of_our_own(own_place: Path, tmp_path: Path) -> None:
+    """What the README shows, with every option: the exit status is the app's, and the screenshot shows its window."""
     require_vm()
-    picture = tmp_path / "shot.png"
+    home = own_place / "home"
+    look = "id -u; nproc; ls /sys/class/net; sed -n 's/MemTotal: *//p' /proc/meminfo; touch /etc/changed || echo no"
     show = "printf '\\033[48;2;0;170;0m%9000s'; sleep 4; exit 7"
     command = [
-        *WAYLEND,
-        "vm",
-        "--accel",
-        "tcg",
-        "--cpus",
-        "1",
-        "--host",
-        "shim",
-        "--screenshot",
-        str(picture),
-        "--size",
-        "640x400",
+        *(*WAYLEND, "vm", "--accel", "tcg", "--cpus", "2", "--memory", "768M", "--network", "--rw-home"),
+        *("--host", "shim", "--screenshot", f"{home}/shot.png", "--size", "640x400"),
+        *("--", "sh", "-c", f'({look}) > ~/facts 2> ~/errors; foot sh -c "{show}"'),
     ]
-    environment = plain_environment(tmp_path, HOME=os.environ.get("HOME", "/"), PATH=os.environ["PATH"])
-    app = Process([*command, "--", "foot", "sh", "-c", show], tmp_path / "log", environment)
+    environment = plain_environment(own_place / "run", HOME=f"{home}", PATH=os.environ["PATH"])
+    app = Process(as_ordinary_user(*command), tmp_path / "log", environment)
     try:
         assert app.wait(BOOT_S) == 7, app.log()
     finally:
         app.end()
-    assert has_colours((GREEN, 0.5))(Picture.decode(picture.read_bytes()))
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith("waylend-")]
+    assert has_colours((GREEN, 0.5))(Picture.decode((home / "shot.png").read_bytes()))
+    user, cpus, *devices, memory, etc = (home / "facts").read_text().splitlines()
+    assert (int(user), int(cpus), etc) == (UID if os.geteuid() == 0 else os.geteuid(), 2, "no")
+    assert set(devices) == {"lo", "eth0"}
+    assert 600_000 < int(memory.removesuffix(" kB")) < 768 * 1024
+    assert not [path for path in (own_place / "run").iterdir() if path.name.startswith("waylend-")]
 
 
 def test_a_compositor_that_goes_ends_the_machine(tmp_path: Path) -> None:
