@@ -25,6 +25,7 @@ from tests.processes import Process, descendants, require, wait_until
 pytestmark = pytest.mark.timeout(300)
 SLOW_S = 60.0
 GREEN = (0, 170, 0)
+ROOT = Path(__file__).parents[2]
 MEGABYTE = bytes(range(250)) * 4000
 
 
@@ -62,6 +63,36 @@ def test_it_has_no_network_and_what_it_changes_is_forgotten(guest: VmGuest, tmp_
     assert app.wait(SLOW_S) == 0, app.log()
     assert app.log().split() == ["lo", "changed", "2"]
     assert not changed.exists()
+
+
+RULES = f"""
+groupadd --system waylend
+cp {ROOT}/udev/*.rules /etc/udev/rules.d/
+udevadm control --reload
+udevadm trigger --action=add --settle
+stat -L -c '%n %A %G' /dev/virtio-ports/* /sys/bus/pci/devices/*/resource2
+cd / && modprobe fuse && chmod 666 /dev/fuse
+exec setpriv --reuid nobody --regid nogroup --clear-groups --inh-caps=-all env TMPDIR=/tmp PYTHONPATH={ROOT} {sys.executable} -c '
+import time
+from waylend.domain.fuse import FuseDomain
+domain = FuseDomain("unprivileged", aperture_pages=64)
+deadline = time.monotonic() + 10
+while (slow := domain.slows_writers) and time.monotonic() < deadline:
+    time.sleep(0.01)
+print("slow" if slow else "lifted")
+domain.close()'
+"""
+
+
+def test_udev_rules_open_the_devices_to_a_group_and_lift_the_limit_of_dirty_pages(guest: VmGuest) -> None:
+    app = guest.start("sh", "-c", RULES)
+    assert app.wait(SLOW_S) == 0, app.log()
+    *files, limit = app.log().splitlines()
+    assert limit == "lifted"
+    ours = [file for file in files if "org.waylend.0" in file or "resource2" in file]
+    assert len(ours) == 2, files
+    assert all(file.endswith("rw-rw---- waylend") for file in ours), files
+    assert not any("waylend" in file for file in files if file not in ours), files
 
 
 def test_foot_shows_what_is_typed_and_is_resized(sway: Sway, guest: VmGuest) -> None:

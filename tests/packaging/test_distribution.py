@@ -103,7 +103,13 @@ def test_wheel_from_the_sdist_works(source: Path, tmp_path: Path) -> None:
     outside = {name.split("/")[0] for name in names} - {"waylend", "compositor_shim", metadata, shared}
     assert not outside, f"the wheel installs {outside}, too"
     assert {Path(name).relative_to(f"{shared}/data") for name in names if name.startswith(f"{shared}/")} == {
-        Path("share/systemd/user", unit) for unit in ("waylend-guest.service", "waylend-guest.socket")
+        Path("share", name)
+        for name in (
+            "systemd/user/waylend-guest.service",
+            "systemd/user/waylend-guest.socket",
+            "waylend/udev/70-waylend-guest.rules",
+            "waylend/udev/70-waylend-host.rules",
+        )
     }
     use(install(tmp_path / "environment", str(wheel)), tmp_path / "environment")
 

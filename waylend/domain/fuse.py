@@ -147,8 +147,8 @@ class FuseDomain:
             thread_count=thread_count,
             read_ahead_pages=read_ahead_pages,
         )
-        #: Whether the kernel slows down borrowers that write much, which it does where we may not change that.
-        self.slows_writers = not read_only and not self._lift_dirty_limit()
+        if not read_only:
+            self._lift_dirty_limit()
         self._watchdog = Watchdog(name, self._cut_off, connection=self._server.connection)
         self._retiring: queue.SimpleQueue[Lease | None] = queue.SimpleQueue()
         self._retirer = threading.Thread(target=self._retire, name=f"{name}-retirer", daemon=True)
@@ -162,13 +162,11 @@ class FuseDomain:
                 self.close()
                 raise
 
-    def _lift_dirty_limit(self) -> bool:
+    def _lift_dirty_limit(self) -> None:
         try:
             mounts.lift_dirty_limit(self._server.connection)
         except OSError as refused:
-            log.info("domain %s: the limit of dirty pages stays: %s", self.name, refused)
-            return False
-        return True
+            log.info("domain %s: the limit of dirty pages is not ours to lift: %s", self.name, refused)
 
     # -- the lender's side
 
@@ -181,6 +179,11 @@ class FuseDomain:
     def other_users(self) -> bool:
         """Whether borrowers of another user can use lent descriptors."""
         return self._server.mount.other_users
+
+    @property
+    def slows_writers(self) -> bool:
+        """Whether the kernel slows down borrowers that write much, which it does where nobody has lifted its limit."""
+        return not self._read_only and mounts.limits_dirty(self._server.connection)
 
     def lend(
         self,

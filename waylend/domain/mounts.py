@@ -136,6 +136,15 @@ def lift_dirty_limit(connection: int) -> None:
             os.close(fd)
 
 
+def limits_dirty(connection: int) -> bool:
+    """Whether that limit is there still: a udev rule may lift it, too, a moment after the mount."""
+    try:
+        with open(f"/sys/class/bdi/0:{connection}/max_ratio", encoding="ascii") as file:
+            return int(file.read()) < 100
+    except OSError:
+        return False
+
+
 def dirty_limit_bytes() -> int:
     """About what the kernel lets be dirty of a FUSE file system where nobody has lifted that limit."""
     values = {}
