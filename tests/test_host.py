@@ -229,6 +229,21 @@ def test_leases_are_limited_and_refusals_say_so(hosting: Hosting) -> None:
     assert b"8 leases" in guest.expect("waylend_lease_v1.refused")[0]  # type: ignore[operator]
 
 
+def test_the_guest_hears_of_lost_memory_when_it_is_gone(hosting: Hosting) -> None:
+    guest = hosting.guest()
+    connected(hosting, guest)
+    gfn = granted(guest, LEASE, 4)
+    with FdBorrower(bar_fd(hosting), writable=True) as drawing:
+        drawing.write(gfn * PAGE_SIZE, b"drawn")
+        assert hosting.domain.revoke_all() == 4
+        guest.expect("waylend_lease_v1.revoked")
+        assert drawing.read(gfn * PAGE_SIZE, 5) == bytes(5)
+    guest.tell("waylend_lease_v1.give_back", LEASE)
+    hosting.domain.revoke_all()
+    guest.tell("waylend_channel_v1.connect", 1, 20)
+    granted(guest, 21, 1, connection=20)
+
+
 def test_leases_end_with_their_connection_and_with_the_guest(hosting: Hosting) -> None:
     guest = hosting.guest()
     connected(hosting, guest)

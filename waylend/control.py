@@ -95,11 +95,12 @@ class ControlServer:
         wanted = request.get("lease")  # None: all of them
         revoked = pages = 0
         for domain in self._domains.values():
-            for lent in domain.stats().leases:
-                lease = domain.lease(lent.lease_id)
-                if lease is not None and wanted in (None, lent.lease_id):
-                    pages += domain.revoke(lease)
-                    revoked += 1
+            if wanted is None:
+                revoked += len(domain.stats().leases)
+                pages += domain.revoke_all()
+            elif (lease := domain.lease(wanted)) is not None:
+                pages += domain.revoke(lease)
+                revoked += 1
         if wanted is not None and not revoked:
             raise LendingError(f"there is no lease {wanted}")
         return {"leases_revoked": revoked, "pages_revoked": pages}

@@ -297,9 +297,11 @@ class GuestHalf:
     def pool_passed(self, fd: int) -> None:
         self._pools_passed.add(fd)
 
-    def ask(self, session_id: int, page_count: int, on_change: Callable[[], None]) -> Lease:
+    def ask(
+        self, session_id: int, page_count: int, on_change: Callable[[], None], on_loss: Callable[[Lease], None]
+    ) -> Lease:
         connection = self._sessions[session_id]
-        return LeaseAsked(connection.channel, connection, page_count, on_change)
+        return LeaseAsked(connection.channel, connection, page_count, on_change, on_loss)
 
     def copy_in(self, fd: int, file_offset: int, aperture_offset: int, spans: Iterable[tuple[int, int]]) -> str:
         if self._bar is None:

@@ -7,6 +7,7 @@ process of its own; this one touches lent memory never.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -29,6 +30,8 @@ from waylend.departed import CompositorEnd, Departures, GivenBack
 from waylend.domain.process import ProcessDomain
 from waylend.errors import ChannelError, LendingError, PeerError, UsageError
 from waylend.lending.lease import Lease, LossPolicy, Protection
+from waylend.lending.p2m import Event as LendingEvent
+from waylend.lending.p2m import EventKind
 from waylend.lending.pages import PAGE_SIZE, page_count_of
 from waylend.policy import NOT_ACROSS_MACHINES, Policy
 from waylend.relay.events import Event, LeaseLent, LeaseReturned
@@ -90,8 +93,10 @@ class HostHalf:
         self._files = FileLender(domain)
         self._given_back = GivenBack(domain)
         self._departures = Departures(self._bar_fd)
+        self._unwatch = domain.events.watch(self._on_lending, faults=False)
         self._passed: dict[int, tuple[Lease | None, int]] = {}
         self._leases: dict[Connection, dict[int, Lease]] = {}
+        self._given: dict[int, LeaseGiven] = {}  # by the lease's number
         self._sessions: dict[int, Connection] = {}
         self._end: HostEnd | None = None
         self.relay = Relay(
@@ -211,6 +216,7 @@ class HostHalf:
             given.refuse(f"{error}")
             return
         leases[object_id] = lease
+        self._given[lease.lease_id] = given
         connection.channel.send(connection.outbox, given.encode("granted", lease.gfns.start))
         self.relay.emit(LeaseLent(self._session_of(connection), lease.lease_id, lease.name, lease.size_bytes))
 
@@ -233,7 +239,11 @@ class HostHalf:
         try:
             # The compositor looks at these pages, too: what is lost is black, and no fault of the compositor's.
             return self._domain.lend(
-                backing, protection=Protection.READ_WRITE, loss=LossPolicy.ZERO, name="wl_shm buffers"
+                backing,
+                protection=Protection.READ_WRITE,
+                loss=LossPolicy.ZERO,
+                name="wl_shm buffers",
+                redrawn=True,
             )
         except BaseException:
             backing.close()
@@ -247,7 +257,18 @@ class HostHalf:
         if lease is not None:
             self._retire(connection, lease)
 
+    def _on_lending(self, event: LendingEvent) -> None:
+        """On any thread."""
+        if event.kind is EventKind.REVOKED:
+            self._loop.call(functools.partial(self._tell_revoked, event.lease_id))
+
+    def _tell_revoked(self, lease_id: int) -> None:
+        given = self._given.get(lease_id)
+        if given is not None:
+            given.tell("revoked")
+
     def _retire(self, connection: Connection, lease: Lease) -> None:
+        self._given.pop(lease.lease_id, None)
         self._given_back.add(lease)
         self.relay.emit(LeaseReturned(self._session_of(connection), lease.lease_id))
 
@@ -276,6 +297,7 @@ class HostHalf:
 
     def close(self) -> None:
         """In the loop's thread, or after it has ended: ends the channel, all sessions and all leases."""
+        self._unwatch()
         end, self._end = self._end, None
         if end is not None:
             end.close()

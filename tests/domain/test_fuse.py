@@ -19,6 +19,7 @@ import pytest
 from tests.domain.borrowers import DEADLINE_S, Faulted, FdBorrower, file_backing_fd, opened
 from tests.processes import wait_until
 from waylend.backing.file import FileBacking
+from waylend.backing.vram import VramHeap
 from waylend.domain.fuse import FuseDomain
 from waylend.errors import BackingLost, LeaseEnded, RevokeTimeout
 from waylend.lending.lease import Lease, LossPolicy, Protection
@@ -180,6 +181,63 @@ def test_stores_through_bar_reach_the_backings_that_allow_it(domain: FuseDomain)
     assert os.pread(writable_fd, 3, 0) == b"yes"
     os.close(read_only_fd)
     os.close(writable_fd)
+
+
+def test_revoking_all_leaves_nothing_of_the_gaps_either() -> None:
+    """A guest that touches all of the aperture would keep the host's memory for good."""
+    with opened(FuseDomain, aperture_pages=1024, gap_zeros=True) as domain:
+        lease = domain.lend(FileBacking(file_backing_fd(1), writable=True), protection=Protection.READ_WRITE)
+        with FdBorrower(domain.open_bar(writable=True), writable=True) as machine:
+            machine.write(0, b"lent")
+            machine.write(900 * PAGE_SIZE, b"kept")
+            assert machine.read(900 * PAGE_SIZE, 4) == b"kept"
+            assert domain.revoke_all() == 1
+            assert machine.read(900 * PAGE_SIZE, 4) == bytes(4)
+            assert machine.read(0, 4) == b"lent"
+            domain.end(lease)
+            assert domain.revoke_all() == 0
+
+
+# -- what the borrower draws again
+
+
+def blocks_of(fd: int) -> int:
+    return os.fstat(fd).st_blocks
+
+
+def test_revoking_what_is_drawn_again_leaves_nothing_in_memory(domain: FuseDomain) -> None:
+    fd = os.memfd_create("drawn")
+    os.ftruncate(fd, PAGES * PAGE_SIZE)
+    backing = FileBacking(os.dup(fd), writable=True)
+    lease = domain.lend(backing, protection=Protection.READ_WRITE, loss=LossPolicy.ZERO, redrawn=True)
+    with FdBorrower(domain.open_lease(lease), writable=True) as borrower:
+        for page in range(PAGES):
+            borrower.write(page * PAGE_SIZE, b"drawn")
+        domain.sync(lease)
+        assert blocks_of(fd) >= PAGES * PAGE_SIZE // 512
+        borrower.write(0, b"again")
+        assert domain.revoke(lease) == PAGES
+        assert blocks_of(fd) == 0
+        assert borrower.first_bytes(PAGES) == bytes(PAGES)
+        assert blocks_of(fd) == 0
+        borrower.write(0, b"anew")
+        domain.sync(lease)
+        assert os.pread(fd, 4, 0) == b"anew"
+        domain.revoke(lease, PageRange(0, 1))
+        assert borrower.read(0, 4) == b"anew", "only as a whole is it given up"
+        borrower.write(0, b"last")
+        domain.end(lease)
+    assert os.pread(fd, 4, 0) == b"anew", "nobody will look at it: it isn't written back"
+    os.close(fd)
+
+
+def test_only_files_can_be_drawn_again(domain: FuseDomain) -> None:
+    heap = VramHeap(vram_pages=4, visible_pages=4, system_pages=4)
+    buffer = heap.allocate(4)
+    with pytest.raises(ValueError, match="only the content of files"):
+        domain.lend(buffer, redrawn=True)
+    buffer.close()
+    heap.close()
 
 
 # -- writing
@@ -437,6 +495,7 @@ def test_a_path_for_a_program_that_needs_one(tmp_path: Path) -> None:
 LENDER = """
 import os, sys, time
 from waylend.backing.file import FileBacking
+from waylend.backing.vram import VramHeap
 from waylend.domain.fuse import FuseDomain
 fd = os.memfd_create("lender")
 os.ftruncate(fd, 40 * 4096)

@@ -103,6 +103,9 @@ class AgainstBitmap(RuleBasedStateMachine):
             table.check()
             assert [table.at(gfn) for gfn in range(APERTURE)] == bitmap
             assert set(table) == {lease for lease in bitmap if lease}
+            assert [gfn for gap in table.gaps() for gfn in range(*gap)] == [
+                gfn for gfn, lease in enumerate(bitmap) if lease is None
+            ]
             assert all(table.by_id(lease.lease_id) is lease for lease in table)
             assert table.overlapping(PageRange(0, APERTURE)) == list(dict.fromkeys(one for one in bitmap if one))
 

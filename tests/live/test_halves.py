@@ -61,6 +61,20 @@ def test_no_pixel_is_lost_to_revocations_in_between(sway: Sway, guest: Guest) ->
     assert any(lease["revocations"] > 0 for lease in halves.leases())
 
 
+@pytest.mark.parametrize("mode", ["buffer", "pools", "subsurface"])
+def test_the_window_of_an_idle_app_is_right_when_all_its_memory_was_taken(sway: Sway, guest: Guest, mode: str) -> None:
+    halves = halves_of(guest)
+    app, shown = boxes(sway, guest, mode)
+    assert sum(lease["pages_present"] for lease in halves.leases()) > 0
+    for x in (100, 120, 140):
+        halves.ask("revoke", "--all")
+        sway.command(f'[app_id="boxes-{mode}"] move absolute position {x} 80')
+        assert halves.backing_blocks() == 0, "what was drawn is in the host's memory still"
+    box = repainted(sway, app, mode)
+    lent = sway.wait_for_still_picture(f"boxes {mode} after a loss", box=box, app=app)
+    assert lent.difference(shown) == 0, lent.changed_box(shown)
+
+
 def test_what_is_captured_comes_back_into_the_clients_pool(sway: Sway, make_guest: MakeGuest, tmp_path: Path) -> None:
     require("grim")
     guest = make_guest(sway, "--allow", "zwlr_screencopy_manager_v1", proxy_type=Halves)

@@ -6,6 +6,7 @@ that is cut short under our feet is a short count here, not SIGBUS.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import stat
@@ -19,6 +20,16 @@ from waylend.lending.pages import PAGE_SHIFT, PageRange, page_count_of
 #: Commands of fcntl(2) that the ``fcntl`` module of Python 3.11 lacks (linux/fcntl.h).
 _F_GET_SEALS = 1034
 _F_SEAL_WRITE = 0x0008
+_KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02  # fallocate(2)
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
+
+
+def punch_hole(fd: int, offset_bytes: int, length_bytes: int) -> None:
+    """Frees those pages of a file, which read as zeros then; whoever has mapped them has them no more. Raises OSError."""
+    if _libc.fallocate(fd, _KEEP_SIZE | _PUNCH_HOLE, offset_bytes, length_bytes) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"fallocate: {os.strerror(number)}")
 
 
 class FileBacking:
@@ -137,6 +148,13 @@ class FileBacking:
             os.fdatasync(self._fd)
         except OSError as error:
             raise BackingLost(f"syncing the backing file: {error}") from error
+
+    def discard(self) -> None:
+        """Gives the content up: all of it reads as zeros, and takes no memory. Raises BackingLost."""
+        try:
+            punch_hole(self._fd, 0, self._size_bytes)
+        except OSError as error:
+            raise BackingLost(f"discarding the backing file: {error}") from error
 
     def subscribe(self, invalidate: Invalidate) -> Callable[[], None]:
         """See Backing. A file's kernel tells nobody when it changes: only ``invalidate`` below calls the subscribers."""

@@ -13,12 +13,19 @@ from waylend.errors import ChannelError
 class LeaseAsked(Spoken):
     """One lease, from asking to giving back. ``gfn`` is -1 until it is granted; ``failure`` says why it is not to be had.
 
-    ``on_change`` is called when either has changed.
+    ``on_change`` is called when either has changed, ``on_loss`` when what was stored there is lost.
     """
 
     interface = "waylend_lease_v1"
 
-    def __init__(self, link: Link, connection: Connection, page_count: int, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        link: Link,
+        connection: Connection,
+        page_count: int,
+        on_change: Callable[[], None],
+        on_loss: Callable[[LeaseAsked], None],
+    ) -> None:
         super().__init__(link, link.new_id())
         self.page_count = page_count
         self.gfn = -1
@@ -26,6 +33,7 @@ class LeaseAsked(Spoken):
         self._link = link
         self._connection = connection
         self._on_change = on_change
+        self._on_loss = on_loss
         link.add(self)
         connection.tell("lease", self.object_id, page_count)
 
@@ -39,7 +47,7 @@ class LeaseAsked(Spoken):
         self._gone(reason.decode(errors="replace"))
 
     def on_revoked(self) -> None:
-        """The pages went, and come back on touch."""
+        self._on_loss(self)
 
     def on_ended(self) -> None:
         self._gone("the host has ended the lease")

@@ -193,7 +193,7 @@ class AddressedDomain(ABC):
         return taken
 
     def revoke_all(self) -> int:
-        """Revokes every lease of the domain."""
+        """See ``Domain``."""
         taken = 0
         for lease in self._leases():
             try:

@@ -82,6 +82,9 @@ class Domain(Protocol):
     def revoke(self, lease: Lease) -> int:
         """Takes the lease's pages away; the next access faults and is served again. Returns the pages taken."""
 
+    def revoke_all(self) -> int:
+        """Revokes every lease, and leaves nothing else of the aperture in memory. Returns the pages taken of leases."""
+
     def end(self, lease: Lease) -> None:
         """Ends the lease now: pages are gone, its gfns are free. Idempotent."""
 

@@ -17,6 +17,7 @@ reaches both.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import logging
@@ -28,6 +29,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from waylend.backing.base import Backing
+from waylend.backing.file import FileBacking
 from waylend.domain import fuse_wire as wire
 from waylend.domain import mounts
 from waylend.domain.base import DomainStats, LeaseStats
@@ -66,9 +68,9 @@ _HOLD_S = 0.001
 class _LeaseFile:
     """What the server keeps for one lease besides the book's entry."""
 
-    __slots__ = ("backing", "dropping", "known", "lease", "opens", "read")
+    __slots__ = ("backing", "dropping", "forgets", "known", "lease", "opens", "read", "redrawn")
 
-    def __init__(self, lease: Lease, backing: Backing) -> None:
+    def __init__(self, lease: Lease, backing: Backing, *, redrawn: bool) -> None:
         self.lease = lease
         self.backing = backing
         self.read = backing.read
@@ -77,6 +79,9 @@ class _LeaseFile:
         #: Whether the kernel has ever asked for the lease's own file.
         self.known = False
         self.dropping = threading.Lock()
+        self.redrawn = redrawn
+        #: Revocations under way that give up what the borrower wrote.
+        self.forgets = 0
 
 
 class _OwnFile(NamedTuple):
@@ -194,14 +199,22 @@ class FuseDomain:
         protection: Protection = Protection.READ,
         loss: LossPolicy = LossPolicy.FAULT,
         name: str = "",
+        redrawn: bool = False,
     ) -> Lease:
+        """See ``Domain``. ``redrawn``: the borrower can make the content again when it is told to, and the lender will tell.
+
+        Revoking such a lease as a whole gives up what is in it, in the backing too, which must be a FileBacking: it takes
+        no memory then, and the next touch finds zeros.
+        """
+        if redrawn and not isinstance(backing, FileBacking):
+            raise ValueError("only the content of files can be given up")
         with self._lock:
             if self._closed:
                 raise LeaseEnded(f"domain {self.name} is closed")
             lease = self._book.enter(
                 backing, offset_bytes=offset_bytes, size_bytes=size_bytes, protection=protection, loss=loss, name=name
             )
-            self._files[_node_of(lease)] = _LeaseFile(lease, backing)
+            self._files[_node_of(lease)] = _LeaseFile(lease, backing, redrawn=redrawn)
             gaps_cached = self._gaps_cached
         if gaps_cached:
             self._server.invalidate(_BAR, lease.gfns.start << PAGE_SHIFT, lease.page_count << PAGE_SHIFT)
@@ -226,13 +239,54 @@ class FuseDomain:
         """See ``Domain``. ``pages`` (from 0) takes only a part. Raises LeaseEnded, RevokeTimeout."""
         if lease.state is LeaseState.ENDED:
             raise LeaseEnded(f"lease {lease.lease_id} of domain {self.name} is over")
-        taken = self._invalidate(lease, PageRange(0, lease.page_count) if pages is None else pages)
+        whole = PageRange(0, lease.page_count)
+        if pages in (None, whole):
+            with self._forgetting(lease) as file:
+                taken = self._invalidate(lease, whole)
+                if file is not None:
+                    assert isinstance(file.backing, FileBacking)
+                    file.backing.discard()
+        else:
+            taken = self._invalidate(lease, pages)
         lease.revocations += 1
         return taken
 
+    @contextmanager
+    def _forgetting(self, lease: Lease) -> Iterator[_LeaseFile | None]:
+        """What is written back meanwhile is dropped where the borrower draws it again; None where it is not so."""
+        with self._lock:
+            file = self._files.get(_node_of(lease))
+            if file is not None and file.redrawn:
+                file.forgets += 1
+            else:
+                file = None
+        try:
+            yield file
+        finally:
+            if file is not None:
+                with self._lock:
+                    file.forgets -= 1
+
     def revoke_all(self) -> int:
-        """Revokes every lease of the domain."""
-        return sum(self.revoke(lease) for lease in self._table)
+        """See ``Domain``."""
+        taken = 0
+        for lease in self._table:
+            with contextlib.suppress(LeaseEnded):  # in between
+                taken += self.revoke(lease)
+        self.drop_gaps()
+        return taken
+
+    def drop_gaps(self) -> None:
+        """Drops what is cached of ``bar`` where nothing is lent: a guest that touches all of it would keep that for good."""
+        with self._lock:
+            if not self._gaps_cached:
+                return
+            gaps = self._table.gaps()
+        with self._watchdog.armed(self._deadline_s) as armed:
+            for gap in gaps:
+                self._server.invalidate(_BAR, gap.start << PAGE_SHIFT, gap.page_count << PAGE_SHIFT)
+        if armed.missed:
+            raise RevokeTimeout(f"dropping the gaps of domain {self.name} took longer than {self._deadline_s} s")
 
     def sync(self, lease: Lease) -> None:
         """What the borrower has written so far is in the backing, and durable there where the backing has such a thing."""
@@ -247,7 +301,8 @@ class FuseDomain:
                 return
             lease.state = LeaseState.ENDED
         try:
-            self._invalidate(lease, PageRange(0, lease.page_count))
+            with self._forgetting(lease):
+                self._invalidate(lease, PageRange(0, lease.page_count))
         finally:
             self._forget(lease)
 
@@ -652,6 +707,8 @@ class FuseDomain:
 
     def _write_lease(self, file: _LeaseFile, offset_bytes: int, content: memoryview) -> None:
         """Hands bytes that a borrower wrote to the backing, which takes pages: the edges are read first."""
+        if file.forgets:
+            return
         lease = file.lease
         pages = PageRange(offset_bytes >> PAGE_SHIFT, page_count_of(offset_bytes + len(content)))
         whole: memoryview | bytearray = content

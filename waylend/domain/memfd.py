@@ -130,6 +130,16 @@ class MemfdDomain:
         self.events.emit(EventKind.REVOKED, lease, PageRange(0, lease.page_count))
         return taken
 
+    def revoke_all(self) -> int:
+        """See ``Domain``."""
+        taken = 0
+        with self._lock:
+            leases = [lent.lease for lent in self._lent.values()]
+        for lease in leases:
+            with contextlib.suppress(LeaseEnded):  # in between
+                taken += self.revoke(lease)
+        return taken
+
     def sync(self, lease: Lease) -> None:
         """What the borrower has written so far is in the backing, and durable there where the backing has such a thing."""
         with self._lock:

@@ -115,7 +115,9 @@ class ProcessDomain:
         protection: Protection = Protection.READ,
         loss: LossPolicy = LossPolicy.FAULT,
         name: str = "",
+        redrawn: bool = False,
     ) -> Lease:
+        """See FuseDomain."""
         if not isinstance(backing, FileBacking):
             raise ValueError("only files can be lent from a process of its own")
         if size_bytes is None:
@@ -135,6 +137,7 @@ class ProcessDomain:
                 protection=protection.value,
                 loss=loss.value,
                 name=name,
+                redrawn=redrawn,
             )
             gfn = answer["gfn"]
             lease = Lease(
@@ -166,6 +169,18 @@ class ProcessDomain:
         """See ``Domain``. ``pages`` (from 0) takes only a part. Raises LeaseEnded, RevokeTimeout."""
         taken: int = self._ask_of(lease, "revoke", pages=pages)["taken"]
         self.events.emit(EventKind.REVOKED, lease, PageRange(0, lease.page_count) if pages is None else pages)
+        return taken
+
+    def revoke_all(self) -> int:
+        """See ``Domain``."""
+        taken = 0
+        with self._lock:
+            leases = [borrowed.lease for borrowed in self._borrowed.values()]
+        for lease in leases:
+            with contextlib.suppress(LeaseEnded):  # in between
+                taken += self.revoke(lease)
+        with contextlib.suppress(LeaseEnded):  # then nothing is left of it
+            self._ask("drop_gaps")
         return taken
 
     def sync(self, lease: Lease) -> None:
@@ -372,6 +387,9 @@ class _Server:
         if request == "close":
             self.domain.close()
             return {}, []
+        if request == "drop_gaps":
+            self.domain.drop_gaps()
+            return {}, []
         if request == "open_bar":
             return {}, [self.domain.open_bar(writable=message["writable"])]
         lease = self._leases.get(message["lease_id"])
@@ -405,6 +423,7 @@ class _Server:
                 protection=Protection(message["protection"]),
                 loss=LossPolicy(message["loss"]),
                 name=message["name"],
+                redrawn=message["redrawn"],
             )
         except BaseException:
             backing.close()

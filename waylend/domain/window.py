@@ -11,6 +11,7 @@ import ctypes
 import os
 from typing import Final
 
+from waylend.backing.file import punch_hole
 from waylend.lending.pages import PAGE_SHIFT, PAGE_SIZE, PageRange
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -19,7 +20,6 @@ _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 
 #: What a guest may do with pages: nothing (an access is an error at once), read, read and write.
 PROT_NONE: Final = 0
@@ -28,7 +28,6 @@ PROT_READ_WRITE: Final = 3
 _MAP_SHARED, _MAP_NORESERVE = 0x01, 0x4000
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 _MADV_DONTNEED, _MADV_DONTFORK, _MADV_DONTDUMP = 4, 10, 16
-_KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02
 
 
 class Window:
@@ -72,8 +71,7 @@ class Window:
 
     def punch(self, gfns: PageRange) -> None:
         """Unmaps the pages everywhere and frees them: the next access faults. When it returns, none reaches the old page."""
-        start, length = gfns.start << PAGE_SHIFT, gfns.page_count << PAGE_SHIFT
-        _check(_libc.fallocate(self._memfd, _KEEP_SIZE | _PUNCH_HOLE, start, length), "fallocate")
+        punch_hole(self._memfd, gfns.start << PAGE_SHIFT, gfns.page_count << PAGE_SHIFT)
 
     def drop_marks(self, gfns: PageRange) -> None:
         """Forgets which pages are poisoned there, which a punched hole does not."""

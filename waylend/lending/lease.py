@@ -249,6 +249,18 @@ class LeaseTable:
         """Every lease with a gfn in ``gfns``, in order. O(log n + found)."""
         return [lease for _, _, lease in self._by_gfn.overlapping(*gfns)]
 
+    def gaps(self) -> list[PageRange]:
+        """Where nothing is lent, in order. O(n)."""
+        found = []
+        end = 0
+        for lease in self.overlapping(PageRange(0, self.aperture_pages)):
+            if lease.gfns.start > end:
+                found.append(PageRange(end, lease.gfns.start))
+            end = lease.gfns.end
+        if end < self.aperture_pages:
+            found.append(PageRange(end, self.aperture_pages))
+        return found
+
     def on_backing(self, key: Hashable, pages: PageRange) -> list[Lease]:
         """This domain's leases of ``pages`` of the backing ``key``."""
         found = self.by_backing.overlapping(key, pages)

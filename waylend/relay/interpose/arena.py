@@ -38,6 +38,10 @@ class Region:
         self.page_count = page_count
 
     @property
+    def lease(self) -> Lease:
+        return self._block.lease
+
+    @property
     def gfn(self) -> int:
         """The first page's index in the aperture, or -1 while the lease isn't granted."""
         gfn = self._block.lease.gfn

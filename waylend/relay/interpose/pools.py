@@ -4,6 +4,8 @@ A client's pool is a file of its own, which no other machine can map. Each buffe
 host half is told of a pool that is the whole aperture, with the region's offset. Before a commit goes on, what has
 changed in its buffer since *that* buffer was last copied goes into the region, all of it on first use.
 
+The host may take lent memory away, and what was drawn there with it: then buffers that may be on the screen are copied again.
+
 Client pools are untrusted files, read with preadv only: one that is cut short ends its client. So do lent pages that
 can't be had: an error, not a signal.
 """
@@ -40,8 +42,10 @@ class Aperture(Protocol):
     def pool_passed(self, fd: int) -> None:
         """When ``fd`` goes to the host half, it is the aperture that goes."""
 
-    def ask(self, session_id: int, page_count: int, on_change: Callable[[], None]) -> Lease:
-        """Asks for a lease for a client, which is resumed when there is an answer."""
+    def ask(
+        self, session_id: int, page_count: int, on_change: Callable[[], None], on_loss: Callable[[Lease], None]
+    ) -> Lease:
+        """Asks for a lease for a client. ``on_change``: there is an answer; ``on_loss``: what was stored there is gone."""
 
     def copy_in(self, fd: int, file_offset: int, aperture_offset: int, spans: Iterable[tuple[int, int]]) -> str:
         """Copies from a file into the aperture; returns what went wrong, or an empty string.
@@ -76,9 +80,24 @@ class _PoolFile:
 
 
 class Buffer:
-    """``stale`` is what was drawn since it was last copied; ``busy`` from its commit to the compositor's release."""
+    """``stale`` is what was drawn since it was last copied; ``busy`` from its commit to the compositor's release.
 
-    __slots__ = ("busy", "destroyed", "file", "height", "offset", "pixel_bytes", "region", "stale", "stride", "width")
+    ``captures``: the compositor draws into it, so it is not copied anew meanwhile.
+    """
+
+    __slots__ = (
+        "busy",
+        "captures",
+        "destroyed",
+        "file",
+        "height",
+        "offset",
+        "pixel_bytes",
+        "region",
+        "stale",
+        "stride",
+        "width",
+    )
 
     def __init__(
         self, file: _PoolFile, region: Region, offset: int, width: int, height: int, stride: int, pixel_format: int
@@ -92,6 +111,7 @@ class Buffer:
         self.pixel_bytes = PIXEL_BYTES.get(pixel_format, 0)
         self.stale = Damage(width, height, whole=True)
         self.busy = False
+        self.captures = False
         self.destroyed = False
 
 
@@ -151,9 +171,11 @@ class Pools(Interposer):
     def __init__(self, client: Client, aperture: Aperture) -> None:
         self._client = client
         self._aperture = aperture
-        self._arena = Arena(lambda pages: aperture.ask(client.session_id, pages, client.resume))
+        self._arena = Arena(lambda pages: aperture.ask(client.session_id, pages, client.resume, self._lost))
         self._pools: dict[int, _PoolFile] = {}
         self._buffers: dict[int, Buffer] = {}
+        #: Destroyed buffers that may be on the screen still.
+        self._last_shown: set[Buffer] = set()
         self._surfaces: dict[int, _Surface] = {}
         self._viewports: dict[int, int] = {}
         self._asked: tuple[int, Region] | None = None
@@ -237,7 +259,7 @@ class Pools(Interposer):
         if buffer is None:
             return  # not of wl_shm
         buffer.destroyed = True
-        buffer.file.drop()
+        self._last_shown.add(buffer)
         shown = False
         for surface in self._surfaces.values():
             if buffer in surface.followed:
@@ -246,13 +268,19 @@ class Pools(Interposer):
                 surface.pending = None
             shown = shown or surface.current is buffer
         if not buffer.busy:
-            buffer.region.free()
+            self._free(buffer)
         elif not shown:
             self._retire(buffer)
 
     def _retire(self, buffer: Buffer) -> None:
         """It is destroyed, and the compositor will know in a moment that nothing shows it any more."""
-        self._aperture.call_later(_LINGER_S, buffer.region.free)
+        self._aperture.call_later(_LINGER_S, lambda: self._free(buffer))
+
+    def _free(self, buffer: Buffer) -> None:
+        if buffer in self._last_shown:
+            self._last_shown.remove(buffer)
+            buffer.region.free()
+            buffer.file.drop()
 
     def release(self, message: FdMessage) -> None:
         buffer = self._buffers.get(message.object_id)
@@ -407,12 +435,12 @@ class Pools(Interposer):
             if copy_in:
                 buffer.stale.add_all()
                 self._copy(message, buffer)
-            buffer.busy = True
+            buffer.busy = buffer.captures = True
         return buffer
 
     def end_capture(self, buffer: Buffer) -> None:
         """It writes to it no more."""
-        buffer.busy = False
+        buffer.busy = buffer.captures = False
 
     def copy_back(self, message: FdMessage, buffer: Buffer) -> None:
         """What the compositor has written is in the client's pool then. Raises ProtocolError where that takes it not."""
@@ -429,12 +457,28 @@ class Pools(Interposer):
             buffer.stale.add_all()
             self._copy(message, buffer)
 
+    # What the host takes away
+
+    def _lost(self, lease: Lease) -> None:
+        """What was in that lease is gone. A buffer that can't be copied any more ends its client at its next use."""
+        for buffer in (*self._buffers.values(), *self._last_shown):
+            if buffer.region.lease is lease:
+                buffer.stale.add_all()
+                if buffer.busy and not buffer.captures:
+                    self._copied(buffer)
+
     def _copy(self, message: FdMessage, buffer: Buffer) -> None:
-        pieces = spans(buffer.stale, buffer.stride, buffer.pixel_bytes)
-        failure = self._aperture.copy_in(buffer.file.fd, buffer.offset, buffer.region.gfn << PAGE_SHIFT, pieces)
+        failure = self._copied(buffer)
         if failure:
             raise self._error(message, _INVALID_FD, f"can't copy the buffer: {failure}")
-        buffer.stale = Damage(buffer.width, buffer.height)
+
+    def _copied(self, buffer: Buffer) -> str:
+        """Copies what is stale; returns what went wrong, or an empty string."""
+        pieces = spans(buffer.stale, buffer.stride, buffer.pixel_bytes)
+        failure = self._aperture.copy_in(buffer.file.fd, buffer.offset, buffer.region.gfn << PAGE_SHIFT, pieces)
+        if not failure:
+            buffer.stale = Damage(buffer.width, buffer.height)
+        return failure
 
     def _error(self, message: FdMessage, code: int, what: str) -> ProtocolError:
         label = f"{self._client.objects.label(message.object_id)}.{message.spec.name}"
@@ -442,11 +486,12 @@ class Pools(Interposer):
 
     def close(self) -> None:
         """The leases end with the connection."""
-        for buffer in self._buffers.values():
+        for buffer in (*self._buffers.values(), *self._last_shown):
             buffer.file.drop()
         for pool in self._pools.values():
             pool.drop()
         self._buffers.clear()
+        self._last_shown.clear()
         self._pools.clear()
         self._surfaces.clear()
 
