@@ -130,6 +130,11 @@ class Process:
                 found[int(name)] = os.readlink(f"/proc/{self.pid}/fd/{name}")
         return found
 
+    def blocks_of(self, name: str) -> list[int]:
+        """What each file of that name that it has open takes of memory or a disk, in 512 bytes."""
+        fds = [fd for fd, what in self.fds().items() if name in what]
+        return [os.stat(f"/proc/{self.pid}/fd/{fd}").st_blocks for fd in fds]
+
     def __enter__(self) -> Process:
         return self
 

@@ -61,22 +61,28 @@ def test_a_file_of_the_host_is_named_by_its_lease(joined: Joined) -> None:
 def test_leases_are_asked_for_granted_and_given_back(joined: Joined) -> None:
     guest, host = joined.connect()
     changes: list[int] = []
-    lease = LeaseAsked(joined.guest.channel, guest.connection, 10, lambda: changes.append(lease.gfn))
+    losses: list[LeaseAsked] = []
+    lease = LeaseAsked(joined.guest.channel, guest.connection, 10, lambda: changes.append(lease.gfn), losses.append)
     joined.loop.settle()
     ((connection, object_id, page_count),) = joined.files.leases
     assert (connection, object_id, page_count) == (host.connection, lease.object_id, 10)
     (given,) = joined.files.given
     given.tell("granted", 42)
     joined.loop.settle()
-    assert (lease.gfn, changes, lease.failure) == (42, [42], "")
-    lease.give_back()
+    assert (lease.gfn, changes, losses, lease.failure) == (42, [42], [], "")
+    given.tell("revoked")
     joined.loop.settle()
+    assert (lease.gfn, changes, losses, lease.failure) == (42, [42], [lease], "")
+    lease.give_back()
+    given.tell("revoked")  # on its way when the lease ended: nobody is to hear of it
+    joined.loop.settle()
+    assert losses == [lease]
     assert joined.files.given_back == [given]
 
 
 def test_a_refused_lease_says_why(joined: Joined) -> None:
     guest, _ = joined.connect()
-    lease = LeaseAsked(joined.guest.channel, guest.connection, 10, lambda: None)
+    lease = LeaseAsked(joined.guest.channel, guest.connection, 10, lambda: None, lambda _: None)
     joined.loop.settle()
     joined.files.given[0].refuse("no room")
     joined.loop.settle()

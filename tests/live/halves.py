@@ -47,13 +47,6 @@ class Halves(Proxy):
             return "/bar\n" in Path(f"/proc/{self.guest_half.pid}/maps").read_text()
         return False
 
-    def backing_blocks(self) -> int:
-        """What the files behind lent buffers take of the host's memory, in 512 bytes."""
-        fds = Path(f"/proc/{self.process.pid}/fd")
-        return sum(
-            (fds / f"{fd}").stat().st_blocks for fd, what in self.process.fds().items() if "waylend-buffer" in what
-        )
-
     def _guest_fds(self) -> list[str]:
         return sorted(what.partition("[")[0] for what in self.guest_half.fds().values())
 
