@@ -13,6 +13,7 @@ from tests.domain.borrowers import FdBorrower
 from tests.hosting import GuestByHand, Hosting, bar_fd, request
 from tests.processes import wait_until
 from tests.relay.between import Peer, begin, open_fds
+from waylend import departed
 from waylend.lending.pages import PAGE_SIZE, PageRange
 from waylend.policy import Limits, Policy
 from waylend.relay.interpose.formats import PIXEL_BYTES
@@ -145,6 +146,24 @@ def test_what_was_drawn_is_written_back_before_the_compositor_unmaps_it(hosting:
         guest.tell("waylend_connection_v1.end", CONNECTION, b"")
         assert compositor.is_at_end()
         assert lent.backing.read(PageRange(0, 1)).startswith(b"drawn")
+
+
+def test_a_guest_that_never_stops_storing_does_not_hold_the_compositor_up(
+    hosting: Hosting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is dirty when the compositor unmaps the aperture, it waits for; so the pages are taken first."""
+    monkeypatch.setattr(departed, "_CALM_S", 0.0)
+    guest = hosting.guest()
+    _, compositor = with_pool(hosting, guest)
+    compositor.receive("wl_shm.create_pool")
+    granted(guest, LEASE, 100)
+    (lent,) = hosting.domain._borrowed
+    with FdBorrower(bar_fd(hosting), writable=True) as storing:
+        storing.spin(0, 4096)
+        guest.tell("waylend_connection_v1.end", CONNECTION, b"")
+        assert compositor.is_at_end()
+        (lease,) = (lease for lease in hosting.domain.stats().leases if lease.lease_id == lent)
+        assert lease.revocations == 1
 
 
 @pytest.mark.parametrize(

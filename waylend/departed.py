@@ -24,6 +24,9 @@ _LINGER_S = 0.25
 #: How long one is kept for the next client that asks, and how much may be.
 _KEPT_S = 2.0
 _MAX_KEPT_BYTES = 64 << 20
+#: How long the compositor may have to wait for a write-back, and how often that is tried.
+_CALM_S = 0.01
+_WRITE_BACKS = 3
 
 
 class GivenBack:
@@ -136,10 +139,12 @@ class Departures:
     """Closes connections to a compositor that has the aperture mapped: each when what is dirty has been written back.
 
     The compositor unmaps the aperture then, and the kernel has it wait for the write-back of whatever is dirty at that time.
+    So a guest that stores faster than that is written back has all its pages taken first: each store costs it a fault then.
     """
 
-    def __init__(self, bar_fd: int) -> None:
+    def __init__(self, bar_fd: int, domain: ProcessDomain) -> None:
         self._bar_fd = bar_fd
+        self._domain = domain
         self._queue: queue.SimpleQueue[socket.socket | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="departures", daemon=True)
         self._thread.start()
@@ -150,8 +155,18 @@ class Departures:
 
     def _run(self) -> None:
         while (sock := self._queue.get()) is not None:
-            with sock, contextlib.suppress(OSError):  # cut off: then nothing is dirty any more
-                os.fdatasync(self._bar_fd)
+            with sock, contextlib.suppress(OSError, LendingError):  # cut off: then nothing is dirty any more
+                self._settle()
+
+    def _settle(self) -> None:
+        """Returns when whoever unmaps the aperture will not wait for long."""
+        for _ in range(_WRITE_BACKS):
+            begun = time.monotonic()
+            os.fdatasync(self._bar_fd)
+            if time.monotonic() - begun < _CALM_S:
+                return
+        logger.info("the guest stores faster than that can be written back: its pages are taken")
+        self._domain.revoke_all()
 
     def close(self) -> None:
         """Returns when all are closed."""

@@ -92,7 +92,7 @@ class HostHalf:
         os.ftruncate(self.stand_in_fd, PAGE_SIZE)
         self._files = FileLender(domain)
         self._given_back = GivenBack(domain)
-        self._departures = Departures(self._bar_fd)
+        self._departures = Departures(self._bar_fd, domain)
         self._unwatch = domain.events.watch(self._on_lending, faults=False)
         self._passed: dict[int, tuple[Lease | None, int]] = {}
         self._leases: dict[Connection, dict[int, Lease]] = {}

@@ -199,7 +199,7 @@ class FuseServer:
 
     def _serve(self) -> None:
         # Anonymous memory of its own: of what is there for the largest write, only what requests fill is ever resident.
-        buffer = memoryview(mmap.mmap(-1, MAX_WRITE_BYTES + 4096))
+        buffer = memoryview(mmap.mmap(-1, MAX_WRITE_BYTES + 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         buffers = [buffer]
         device = self._device
         readv = os.readv
