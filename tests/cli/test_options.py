@@ -18,11 +18,11 @@ def waylend(*args: str, env: dict[str, str] | None = None) -> subprocess.Complet
 def test_help_names_every_command() -> None:
     done = waylend("--help")
     assert done.returncode == 0
-    for command in ("run", "serve", "leases", "revoke", "doctor", "bench"):
+    for command in ("run", "serve", "leases", "top", "revoke", "doctor", "bench"):
         assert f"\n  {command} " in done.stdout
 
 
-@pytest.mark.parametrize("command", ["run", "serve", "leases", "revoke", "doctor", "bench"])
+@pytest.mark.parametrize("command", ["run", "serve", "leases", "top", "revoke", "doctor", "bench"])
 def test_every_command_has_help(command: str) -> None:
     done = waylend(command, "--help")
     assert done.returncode == 0
@@ -48,6 +48,8 @@ def test_every_command_has_help(command: str) -> None:
         ),
         (["run", "--screenshot", "x.png", "true"], 2, "--screenshot needs --host shim"),
         (["run"], 2, "Missing argument 'APP'"),
+        (["top", "--interval", "0"], 2, "0.0 is not in the range"),
+        (["top"], 1, "waylend: XDG_RUNTIME_DIR is not set"),
         (["revoke"], 2, "give a LEASE or --all"),
         (["revoke", "1", "--all"], 2, "give a LEASE or --all"),
         (["run", "--policy", "/nowhere.toml", "true"], 1, "waylend: policy /nowhere.toml: No such file or directory"),

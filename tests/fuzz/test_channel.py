@@ -127,6 +127,7 @@ def test_the_host_half_goes_on_or_ends_the_channel(hosting: Hosting, octets: byt
         assert hosting.in_loop(lambda: hosting.half.relay.sessions) == {}
         assert hosting.half._leases == {}
         assert hosting.half._sessions == {}
+        assert hosting.half._given == {}
         assert hosting.half._passed == {}
     finally:
         logging.getLogger("waylend").removeHandler(bugs)

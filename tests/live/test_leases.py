@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from tests.live.compositors import Sway
 from tests.live.conftest import MakeGuest
-from tests.live.guest import Guest, Proxy
+from tests.live.guest import WAYLEND, Guest, Proxy
 from tests.processes import Process, descendants, wait_until
 
 
@@ -93,6 +94,19 @@ def test_leases_can_be_read_by_a_person(guest: Guest) -> None:
         shown = proxy.ask("leases")
         assert "keymap" in shown
         assert str(proxy.process.pid) in shown
+
+
+def test_leases_can_be_watched(guest: Guest, tmp_path: Path) -> None:
+    proxy = _proxy(guest)
+    with _keymap_client(guest):
+        looks = proxy.ask("top", "--count", "2", "--interval", "0.1", "--json").splitlines()
+        assert [json.loads(look)[0]["pid"] for look in looks] == [proxy.process.pid] * 2
+        assert proxy.ask("top", "--count", "2", "--interval", "0.1").count("keymap") == 2
+        with Process([*WAYLEND, "top", "--control", str(proxy.control)], tmp_path / "log", os.environ) as watching:
+            watching.wait_until(lambda: "keymap" in watching.log(), "a look")
+            watching.send(signal.SIGINT)
+            assert watching.wait() == 0
+            assert "Traceback" not in watching.log()
 
 
 def test_new_clients_are_lent_to_after_the_serving_process_was_killed(guest: Guest) -> None:

@@ -19,6 +19,7 @@ _COMMANDS = {
     "host": "Be the host's half for a guest machine of your own.",
     "guest": "Be the guest's half, in such a machine.",
     "leases": "Show what running proxies have lent.",
+    "top": "Watch what running proxies have lent.",
     "revoke": "Take lent pages back; the next touch is served again.",
     "doctor": "Say what this machine offers, and how to get what is missing.",
     "bench": "Measure what this machine does with lent memory.",

@@ -1,0 +1,97 @@
+"""``waylend top``."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from waylend.cli.options import json_option
+from waylend.control import ask, running_proxies
+from waylend.errors import UsageError
+
+
+@click.command("top")
+@click.option("--control", metavar="PATH", help="Ask the proxy with this control socket. [default: all of this user]")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1, 3600),
+    default=1.0,
+    metavar="SECONDS",
+    show_default=True,
+    help="How often to look.",
+)
+@click.option("--count", type=click.IntRange(1), metavar="N", help="End after looking so often. [default: at Ctrl-C]")
+@json_option
+def command(control: str | None, interval: float, count: int | None, as_json: bool) -> None:
+    """Watch what running proxies have lent: pages present and faults a second, until Ctrl-C.
+
+    Not on a terminal, each look is printed below the last; with --json it is one line.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        _watch(None if control is None else Path(control), interval, count, as_json)
+
+
+def _watch(control: Path | None, interval_s: float, count: int | None, as_json: bool) -> None:
+    from rich.console import Console, Group  # noqa: PLC0415 (only where something is shown)
+    from rich.live import Live  # noqa: PLC0415
+
+    from waylend.cli.lease_table import shown  # noqa: PLC0415
+
+    console = Console(highlight=False)
+    faults = _Faults()
+    with contextlib.ExitStack() as stack:
+        live = None
+        if console.is_terminal and not as_json:
+            live = stack.enter_context(Live(console=console, screen=True, auto_refresh=False))
+        for number in itertools.count(1):
+            proxies = _answers(control)
+            rates = faults.rates(proxies, time.monotonic())
+            if as_json:
+                print(json.dumps(proxies), flush=True)
+            elif live is not None:
+                live.update(Group(*shown(proxies, rates)), refresh=True)
+            else:
+                console.print(Group(*shown(proxies, rates)), soft_wrap=True)
+                sys.stdout.flush()
+            if number == count:
+                return
+            time.sleep(interval_s)
+
+
+def _answers(control: Path | None) -> list[dict[str, Any]]:
+    """What the proxies say; without those that went in between, unless it is the one that was asked for."""
+    if control is not None:
+        return [ask(control, "leases")]
+    answers = []
+    for path in running_proxies():
+        with contextlib.suppress(OSError, UsageError):
+            answers.append(ask(path, "leases"))
+    return answers
+
+
+class _Faults:
+    """Makes rates of counters."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[int, str, int], int] = {}
+        self._at_s = 0.0
+
+    def rates(self, proxies: list[dict[str, Any]], now_s: float) -> dict[tuple[int, str, int], float]:
+        """Faults a second since the last call, by (pid, domain, lease); a lease that is new counts from 0."""
+        counts = {
+            (proxy["pid"], domain["name"], lease["lease_id"]): lease["faults_served"]
+            for proxy in proxies
+            for domain in proxy["domains"]
+            for lease in domain["leases"]
+        }
+        elapsed_s = now_s - self._at_s
+        first = not self._at_s
+        last, self._last, self._at_s = self._last, counts, now_s
+        return {} if first else {key: (count - last.get(key, 0)) / elapsed_s for key, count in counts.items()}
