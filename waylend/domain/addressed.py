@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 from waylend.backing.base import Backing
-from waylend.domain.base import DomainStats, LeaseStats
+from waylend.domain.base import DomainStats, LeaseStats, revoke_each
 from waylend.domain.book import Book
 from waylend.errors import BackingLost, LeaseEnded, Unavailable
 from waylend.lending.lease import BackingIndex, Lease, LeaseState, LossPolicy, Protection
@@ -194,13 +194,7 @@ class AddressedDomain(ABC):
 
     def revoke_all(self) -> int:
         """See ``Domain``."""
-        taken = 0
-        for lease in self._leases():
-            try:
-                taken += self.revoke(lease)
-            except LeaseEnded:
-                pass  # in between
-        return taken
+        return revoke_each(self.revoke, self._leases())
 
     def sync(self, lease: Lease) -> None:
         """What the borrower has written so far is in the backing, and durable there where the backing has such a thing.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 from waylend.backing.base import Backing
+from waylend.errors import LeaseEnded
 from waylend.lending.lease import Lease, LossPolicy, Protection
 from waylend.lending.pages import PAGE_SIZE
 
@@ -98,6 +101,15 @@ class Domain(Protocol):
 
     def close(self) -> None:
         """Ends all leases and the mechanism: no mount, thread, process or fd stays. Idempotent."""
+
+
+def revoke_each(revoke: Callable[[Lease], int], leases: Iterable[Lease]) -> int:
+    """Revokes ``leases``, but those that end in between. Returns the pages taken."""
+    taken = 0
+    for lease in leases:
+        with contextlib.suppress(LeaseEnded):
+            taken += revoke(lease)
+    return taken
 
 
 def check_range(backing: Backing, offset_bytes: int, size_bytes: int) -> None:

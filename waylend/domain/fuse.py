@@ -17,24 +17,25 @@ reaches both.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
+import functools
 import logging
 import os
 import queue
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 from waylend.backing.base import Backing
 from waylend.backing.file import FileBacking
 from waylend.domain import fuse_wire as wire
 from waylend.domain import mounts
-from waylend.domain.base import DomainStats, LeaseStats
+from waylend.domain.base import DomainStats, LeaseStats, revoke_each
 from waylend.domain.book import Book
+from waylend.domain.fuse_files import BAR, FIRST_LEASE, LEASES, ROOT, CachedFile, LeaseFile, node_of
 from waylend.domain.fuse_server import FuseServer
+from waylend.domain.fuse_unmap import Unmapping
 from waylend.domain.watchdog import Watchdog
 from waylend.errors import BackingLost, LeaseEnded, RevokeTimeout
 from waylend.lending.lease import (
@@ -47,48 +48,12 @@ from waylend.lending.lease import (
     LossPolicy,
     Protection,
 )
-from waylend.lending.p2m import P2M, EventKind, EventLog, Invalidation, Parked, Verdict
+from waylend.lending.p2m import P2M, EventKind, EventLog, Verdict
 from waylend.lending.pages import PAGE_SHIFT, PAGE_SIZE, PageRange, page_count_of
 
 log = logging.getLogger(__name__)
 
-_ROOT, _LEASES, _BAR = wire.ROOT_NODE, 2, 3
-_FIRST_LEASE_NODE = 16
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-_SYNC_AND_WAIT = 1 | 2 | 4  # SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE, _WAIT_AFTER
-#: How much is unmapped at a time. After that, faults on it wait until all is done, so a busy borrower soon stands still.
-#: What can be written to is taken in smaller stretches: the less is dirtied again behind its write-back, the faster.
-_STRIDE_PAGES = 4096
-_WRITABLE_STRIDE_PAGES = 256
-#: How long an unmapping may wait for a fault that is held back because of it, before that fault is let through.
-_HOLD_S = 0.001
-
-
-class _LeaseFile:
-    """What the server keeps for one lease besides the book's entry."""
-
-    __slots__ = ("backing", "dropping", "forgets", "known", "lease", "opens", "read", "redrawn")
-
-    def __init__(self, lease: Lease, backing: Backing, *, redrawn: bool) -> None:
-        self.lease = lease
-        self.backing = backing
-        self.read = backing.read
-        #: Open files of borrowers, descriptors in flight and mappings included.
-        self.opens = 0
-        #: Whether the kernel has ever asked for the lease's own file.
-        self.known = False
-        self.dropping = threading.Lock()
-        self.redrawn = redrawn
-        #: Revocations under way that give up what the borrower wrote.
-        self.forgets = 0
-
-
-class _OwnFile(NamedTuple):
-    """A file that we have opened for ourselves; the lease begins at its page ``first_page``."""
-
-    fd: int
-    first_page: int
 
 
 class FuseDomain:
@@ -136,12 +101,10 @@ class FuseDomain:
         self._read_only = read_only
         self._gap_zeros = gap_zeros
         self._deadline_s = deadline_s
-        self._files: dict[int, _LeaseFile] = {}  # by node
+        self._files: dict[int, LeaseFile] = {}  # by node
         self._next_fh = 1
-        self._bar_known = False
-        self._bar_dropping = threading.Lock()
+        self._bar = CachedFile()
         self._gaps_cached = False  # ``bar`` may have pages of zeros where no lease was
-        self._own_openers: set[int] = set()
         self._own_opens: set[int] = set()
         self._closed = False
         self._uid, self._gid = os.geteuid(), os.getegid()
@@ -152,6 +115,7 @@ class FuseDomain:
             thread_count=thread_count,
             read_ahead_pages=read_ahead_pages,
         )
+        self._unmapping = Unmapping(name, self._server, self._lock, self._bar)
         if not read_only:
             self._lift_dirty_limit()
         self._watchdog = Watchdog(name, self._cut_off, connection=self._server.connection)
@@ -203,8 +167,8 @@ class FuseDomain:
     ) -> Lease:
         """See ``Domain``. ``redrawn``: the borrower can make the content again when it is told to, and the lender will tell.
 
-        Revoking such a lease as a whole gives up what is in it, in the backing too, which must be a FileBacking: it takes
-        no memory then, and the next touch finds zeros.
+        Revoking such a lease as a whole gives up what is in it, in the backing too, which must be a FileBacking that no
+        other lease has: it takes no memory then, and the next touch finds zeros.
         """
         if redrawn and not isinstance(backing, FileBacking):
             raise ValueError("only the content of files can be given up")
@@ -214,10 +178,10 @@ class FuseDomain:
             lease = self._book.enter(
                 backing, offset_bytes=offset_bytes, size_bytes=size_bytes, protection=protection, loss=loss, name=name
             )
-            self._files[_node_of(lease)] = _LeaseFile(lease, backing, redrawn=redrawn)
+            self._files[node_of(lease)] = LeaseFile(lease, backing, redrawn=redrawn)
             gaps_cached = self._gaps_cached
         if gaps_cached:
-            self._server.invalidate(_BAR, lease.gfns.start << PAGE_SHIFT, lease.page_count << PAGE_SHIFT)
+            self._server.invalidate(BAR, lease.gfns.start << PAGE_SHIFT, lease.page_count << PAGE_SHIFT)
         self.events.emit(EventKind.LENT, lease, PageRange(0, lease.page_count))
         return lease
 
@@ -244,18 +208,17 @@ class FuseDomain:
             with self._forgetting(lease) as file:
                 taken = self._invalidate(lease, whole)
                 if file is not None:
-                    assert isinstance(file.backing, FileBacking)
-                    file.backing.discard()
+                    self._discard(file)
         else:
             taken = self._invalidate(lease, pages)
         lease.revocations += 1
         return taken
 
     @contextmanager
-    def _forgetting(self, lease: Lease) -> Iterator[_LeaseFile | None]:
+    def _forgetting(self, lease: Lease) -> Iterator[LeaseFile | None]:
         """What is written back meanwhile is dropped where the borrower draws it again; None where it is not so."""
         with self._lock:
-            file = self._files.get(_node_of(lease))
+            file = self._files.get(node_of(lease))
             if file is not None and file.redrawn:
                 file.forgets += 1
             else:
@@ -267,12 +230,16 @@ class FuseDomain:
                 with self._lock:
                     file.forgets -= 1
 
+    def _discard(self, file: LeaseFile) -> None:
+        assert isinstance(file.backing, FileBacking)
+        try:
+            file.backing.discard()
+        except BackingLost as lost:  # it is closed, as the lease has ended meanwhile; or its file system has no holes
+            log.info("domain %s, lease %d: %s", self.name, file.lease.lease_id, lost)
+
     def revoke_all(self) -> int:
         """See ``Domain``."""
-        taken = 0
-        for lease in self._table:
-            with contextlib.suppress(LeaseEnded):  # in between
-                taken += self.revoke(lease)
+        taken = revoke_each(self.revoke, self._table)
         self.drop_gaps()
         return taken
 
@@ -285,22 +252,14 @@ class FuseDomain:
             if not self._gaps_cached:
                 return
             gaps = self._table.gaps()
-        own_files = self._open_own("bar", 0)
-        try:
-            for gap in gaps:
-                for stretch in _stretches(gap, _WRITABLE_STRIDE_PAGES):
-                    self._write_back(own_files, stretch)
-                    self._server.invalidate(_BAR, stretch.start << PAGE_SHIFT, stretch.page_count << PAGE_SHIFT)
-        finally:
-            for own_file in own_files:
-                os.close(own_file.fd)
+        self._unmapping.drop_gaps(gaps)
 
     def sync(self, lease: Lease) -> None:
         """What the borrower has written so far is in the backing, and durable there where the backing has such a thing."""
         if lease.writable:
-            with self._own_files(lease) as own_files:
-                self._write_back(own_files, PageRange(0, lease.page_count))
-            self._files[_node_of(lease)].backing.sync()
+            file = self._files[node_of(lease)]
+            self._unmapping.write_back(file)
+            file.backing.sync()
 
     def end(self, lease: Lease) -> None:
         with self._lock:
@@ -318,7 +277,7 @@ class FuseDomain:
             if lease.state is LeaseState.ENDED:
                 return
             lease.state = LeaseState.ENDING
-            unused = not self._files[_node_of(lease)].opens
+            unused = not self._files[node_of(lease)].opens
         if unused:
             self._retiring.put(lease)
 
@@ -359,134 +318,29 @@ class FuseDomain:
 
     def _invalidate(self, lease: Lease, pages: PageRange) -> int:
         assert not self._server.serves_here(), "an invalidation waits for the serving threads"
+        file = self._files[node_of(lease)]
         with self._watchdog.armed(self._deadline_s) as armed:
-            taken = self._p2m.invalidate(lease, pages, lambda invalidation: self._unmap(lease, invalidation))
+            taken = self._p2m.invalidate(lease, pages, functools.partial(self._unmapping.unmap, file))
         if armed.missed:
             raise RevokeTimeout(f"taking pages of lease {lease.lease_id} took longer than {self._deadline_s} s")
         self.events.emit(EventKind.REVOKED, lease, pages)
         return taken
 
-    def _unmap(self, lease: Lease, invalidation: Invalidation) -> None:
-        """Drops the pages from the kernel's page cache, until no fault can have slipped in behind (see Invalidation)."""
-        with self._own_files(lease) as own_files:
-            if lease.writable:
-                # All at once, in large requests. INVAL_INODE alone would have pages written back one by one.
-                self._write_back(own_files, invalidation.pages)
-            stride_pages = _WRITABLE_STRIDE_PAGES if lease.writable else _STRIDE_PAGES
-            stretches = list(_stretches(invalidation.pages, stride_pages))
-            with self._lock:
-                invalidation.plan(stretches)
-            for stretch in stretches:
-                with self._lock:
-                    invalidation.enter(stretch, lease.faults_begun, holding=False)
-                self._drop(lease, own_files, invalidation, stretch)
-            while True:
-                with self._lock:
-                    invalidation.leave()
-                    late = invalidation.next_round()
-                    stretches = [stretch for pages in late for stretch in _stretches(pages, stride_pages)]
-                    invalidation.plan(stretches)
-                if not stretches:
-                    return
-                for stretch in stretches:
-                    self._drop_again(lease, own_files, invalidation, stretch)
-
-    def _drop_again(
-        self, lease: Lease, own_files: list[_OwnFile], invalidation: Invalidation, pages: PageRange
-    ) -> None:
-        """Drops ``pages`` while faults on them are held back; lets those through for which the kernel waits."""
-        with self._lock:
-            waiting = invalidation.waiting_on(pages)
-        _serve_all(waiting)
-        with self._lock:
-            invalidation.enter(pages, lease.faults_begun, holding=True)
-        dropping = threading.Thread(
-            target=self._drop, args=(lease, own_files, invalidation, pages), name=f"{self.name}-drop", daemon=True
-        )
-        dropping.start()
-        dropping.join(_HOLD_S)
-        while dropping.is_alive():
-            self._let_through(invalidation)
-            dropping.join(_HOLD_S)
-
-    def _drop(self, lease: Lease, own_files: list[_OwnFile], invalidation: Invalidation, pages: PageRange) -> None:
-        if lease.writable:
-            self._write_back(own_files, pages)
-        size_bytes = (pages.end - pages.start) << PAGE_SHIFT
-        file = self._files[_node_of(lease)]
-        if file.known:
-            with self._turn(file.dropping, invalidation):
-                self._server.invalidate(_node_of(lease), pages.start << PAGE_SHIFT, size_bytes)
-        if self._bar_known:
-            with self._turn(self._bar_dropping, invalidation):
-                self._server.invalidate(_BAR, (lease.gfns.start + pages.start) << PAGE_SHIFT, size_bytes)
-
-    @contextmanager
-    def _turn(self, dropping: threading.Lock, invalidation: Invalidation) -> Iterator[None]:
-        """One INVAL_INODE of a file at a time.
-
-        The kernel passes over a page that another INVAL_INODE has just unmapped, although that one has yet to flush the TLBs:
-        it would return while a borrower still reaches the page. Whoever has its turn may wait for faults that are parked here.
-        """
-        while not dropping.acquire(timeout=_HOLD_S):
-            self._let_through(invalidation)
-        try:
-            yield
-        finally:
-            dropping.release()
-
-    def _let_through(self, invalidation: Invalidation) -> None:
-        with self._lock:
-            waiting = invalidation.let_through()
-        _serve_all(waiting)
-
-    @contextmanager
-    def _own_files(self, lease: Lease) -> Iterator[list[_OwnFile]]:
-        """Descriptors of ours through which the kernel can be told to write the lease's pages back; none of a read-only one."""
-        own_files: list[_OwnFile] = []
-        try:
-            if lease.writable and self._files[_node_of(lease)].known:
-                own_files += self._open_own(f"lease/{lease.lease_id}", 0)
-            if lease.writable and self._bar_known:
-                own_files += self._open_own("bar", lease.gfns.start)
-            yield own_files
-        finally:
-            for own_file in own_files:
-                os.close(own_file.fd)
-
-    def _open_own(self, path: str, first_page: int) -> list[_OwnFile]:
-        thread_id = threading.get_native_id()
-        self._own_openers.add(thread_id)
-        try:
-            return [_OwnFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._server.root_fd), first_page)]
-        except OSError as error:  # cut off: nothing can be written back any more
-            log.warning("domain %s: can't write back %s: %s", self.name, path, error)
-            return []
-        finally:
-            self._own_openers.discard(thread_id)
-
-    def _write_back(self, own_files: list[_OwnFile], pages: PageRange) -> None:
-        """Has the kernel write back what is dirty."""
-        size_bytes = (pages.end - pages.start) << PAGE_SHIFT
-        for own_file in own_files:
-            offset_bytes = (own_file.first_page + pages.start) << PAGE_SHIFT
-            _libc.sync_file_range(own_file.fd, offset_bytes, size_bytes, _SYNC_AND_WAIT)
-
     def _cut_off(self) -> None:
         """The last resort, called by the watchdog: every access of the borrower fails from now on."""
         log.critical("domain %s: pages could not be taken away in time; its whole aperture is cut off", self.name)
         self._server.abort()
-        for node in (*list(self._files), _BAR):  # what is mapped would stay so
+        for node in (*list(self._files), BAR):  # what is mapped would stay so
             self._server.invalidate(node, 0, 0)
 
     def _forget(self, lease: Lease) -> None:
         """Takes an ended lease out of the book, and lets its backing go when no fault uses it any more."""
         with self._lock:
-            file = self._files.pop(_node_of(lease))
+            file = self._files.pop(node_of(lease))
             let_go = self._book.leave(lease, file.backing)
         let_go()
         if file.known:
-            self._server.forget(_LEASES, str(lease.lease_id))
+            self._server.forget(LEASES, str(lease.lease_id))
         self.events.emit(EventKind.ENDED, lease, PageRange(0, lease.page_count))
 
     def _retire(self) -> None:
@@ -494,7 +348,7 @@ class FuseDomain:
         while (lease := self._retiring.get()) is not None:
             try:
                 with self._lock:
-                    file = self._files.get(_node_of(lease))
+                    file = self._files.get(node_of(lease))
                     if file is None or file.opens or lease.state is not LeaseState.ENDING:
                         continue
                 self.end(lease)
@@ -504,23 +358,23 @@ class FuseDomain:
     # -- what the server asks (Files); on serving threads
 
     def lookup(self, parent: int, name: bytes) -> wire.Attributes | None:
-        if parent == _ROOT:
-            node = {b"bar": _BAR, b"lease": _LEASES}.get(name)
-            if node == _BAR:
-                self._bar_known = True
+        if parent == ROOT:
+            node = {b"bar": BAR, b"lease": LEASES}.get(name)
+            if node == BAR:
+                self._bar.known = True
             return None if node is None else self.attributes(node)
-        if parent != _LEASES or not name.isdigit() or len(name) > 18:
+        if parent != LEASES or not name.isdigit() or len(name) > 18:
             return None
-        file = self._files.get(_FIRST_LEASE_NODE + int(name))
+        file = self._files.get(FIRST_LEASE + int(name))
         if file is None or name != b"%d" % file.lease.lease_id:
             return None
         file.known = True
-        return self.attributes(_node_of(file.lease))
+        return self.attributes(node_of(file.lease))
 
     def attributes(self, node: int) -> wire.Attributes | None:
-        if node in (_ROOT, _LEASES):
+        if node in (ROOT, LEASES):
             return wire.Attributes(node, 0, wire.S_IFDIR | 0o500, self._uid, self._gid)
-        if node == _BAR:
+        if node == BAR:
             mode = wire.S_IFREG | (0o400 if self._read_only else 0o600)
             return wire.Attributes(node, self._table.aperture_pages << PAGE_SHIFT, mode, self._uid, self._gid)
         file = self._files.get(node)
@@ -530,29 +384,29 @@ class FuseDomain:
         return wire.Attributes(node, file.lease.size_bytes, mode, self._uid, self._gid)
 
     def entries(self, node: int) -> list[tuple[int, str, int]]:
-        if node == _ROOT:
-            return [(_LEASES, "lease", wire.S_IFDIR), (_BAR, "bar", wire.S_IFREG)]
+        if node == ROOT:
+            return [(LEASES, "lease", wire.S_IFDIR), (BAR, "bar", wire.S_IFREG)]
         with self._lock:
-            return [(_node_of(lease), str(lease.lease_id), wire.S_IFREG) for lease in self._table]
+            return [(node_of(lease), str(lease.lease_id), wire.S_IFREG) for lease in self._table]
 
     def open(self, node: int, flags: int, thread_id: int) -> int:
         writes = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
         with self._lock:
             fh = self._next_fh
             self._next_fh += 1
-            if node == _BAR:
+            if node == BAR:
                 if writes and self._read_only:
                     raise OSError(errno.EROFS, "the domain is read-only")
                 return fh
             file = self._files.get(node)
             if file is None or file.lease.state is LeaseState.ENDED:
-                if file is not None and thread_id in self._own_openers:
+                if file is not None and thread_id in self._unmapping.own_openers:
                     self._own_opens.add(fh)  # writing back at the lease's end
                     return fh
                 raise OSError(errno.ENOENT, "the lease is over")
             if writes and not file.lease.writable:
                 raise OSError(errno.EACCES, "the lease is read-only")
-            if thread_id in self._own_openers:
+            if thread_id in self._unmapping.own_openers:
                 self._own_opens.add(fh)
             else:
                 file.opens += 1
@@ -572,7 +426,7 @@ class FuseDomain:
             self._retiring.put(file.lease)
 
     def read(self, unique: int, node: int, offset_bytes: int, size_bytes: int) -> None:
-        if node == _BAR:
+        if node == BAR:
             self._read_bar(unique, offset_bytes, size_bytes)
             return
         file = self._files.get(node)
@@ -595,7 +449,7 @@ class FuseDomain:
             covered = sum(lease.gfns.intersection(gfns).page_count for lease in leases)
             if covered < gfns.page_count:
                 self._gaps_cached = True
-        if len(leases) == 1 and covered == gfns.page_count and (only := self._files.get(_node_of(leases[0]))):
+        if len(leases) == 1 and covered == gfns.page_count and (only := self._files.get(node_of(leases[0]))):
             # The common case, with no copy in between.
             first = gfns.start - leases[0].gfns.start
             whole = self._resolve(
@@ -617,7 +471,7 @@ class FuseDomain:
             return
         for lease in leases:
             common = lease.gfns.intersection(gfns)
-            file = self._files.get(_node_of(lease))
+            file = self._files.get(node_of(lease))
             pages = PageRange(common.start - lease.gfns.start, common.end - lease.gfns.start)
             content = (
                 None
@@ -633,7 +487,7 @@ class FuseDomain:
             answer[at : at + len(content)] = content
         self._server.answer(unique, answer)
 
-    def _resolve(self, file: _LeaseFile, pages: PageRange, again: Callable[[], None]) -> bytes | None:
+    def _resolve(self, file: LeaseFile, pages: PageRange, again: Callable[[], None]) -> bytes | None:
         """The fault protocol: the content of ``pages``, None for a failure, b"" where ``again`` will be called later."""
         lease = file.lease
         p2m = self._p2m
@@ -673,7 +527,7 @@ class FuseDomain:
             content = content[: lease.size_bytes - (pages.start << PAGE_SHIFT)].ljust(len(content), b"\0")
         return content
 
-    def _salvaged(self, file: _LeaseFile, pages: PageRange) -> tuple[bytes | None, list[int]]:
+    def _salvaged(self, file: LeaseFile, pages: PageRange) -> tuple[bytes | None, list[int]]:
         """What to answer when not all pages can be delivered (None: an error), and which of them are lost.
 
         A policy of zeros fills them in. Otherwise a read-ahead fails as a whole, and loses nothing: the kernel asks again for
@@ -691,7 +545,7 @@ class FuseDomain:
         return bytes(content), lost_pages
 
     def write(self, node: int, offset_bytes: int, content: memoryview) -> None:
-        if node == _BAR:
+        if node == BAR:
             gfns = PageRange(offset_bytes >> PAGE_SHIFT, page_count_of(offset_bytes + len(content)))
             with self._lock:
                 leases = self._table.overlapping(gfns)
@@ -700,7 +554,7 @@ class FuseDomain:
                 last = min((lease.gfns.start << PAGE_SHIFT) + lease.size_bytes, offset_bytes + len(content))
                 if lease.writable and first < last:
                     self._write_lease(
-                        self._files[_node_of(lease)],
+                        self._files[node_of(lease)],
                         first - (lease.gfns.start << PAGE_SHIFT),
                         content[first - offset_bytes : last - offset_bytes],
                     )
@@ -712,7 +566,7 @@ class FuseDomain:
             raise OSError(errno.ENOSPC, "a lease doesn't grow")
         self._write_lease(file, offset_bytes, content)
 
-    def _write_lease(self, file: _LeaseFile, offset_bytes: int, content: memoryview) -> None:
+    def _write_lease(self, file: LeaseFile, offset_bytes: int, content: memoryview) -> None:
         """Hands bytes that a borrower wrote to the backing, which takes pages: the edges are read first."""
         if file.forgets:
             return
@@ -736,17 +590,3 @@ class FuseDomain:
         file = self._files.get(node)
         if file is not None and file.lease.writable:
             file.backing.sync()
-
-
-def _stretches(pages: PageRange, stride_pages: int) -> Iterator[PageRange]:
-    for start in range(pages.start, pages.end, stride_pages):
-        yield PageRange(start, min(start + stride_pages, pages.end))
-
-
-def _serve_all(faults: list[Parked]) -> None:
-    for serve in faults:
-        serve()
-
-
-def _node_of(lease: Lease) -> int:
-    return _FIRST_LEASE_NODE + lease.lease_id

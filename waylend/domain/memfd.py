@@ -27,7 +27,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from waylend.backing.base import Backing
-from waylend.domain.base import DomainStats, LeaseStats
+from waylend.domain.base import DomainStats, LeaseStats, revoke_each
 from waylend.domain.book import Book
 from waylend.errors import BackingLost, LeaseEnded
 from waylend.lending.lease import (
@@ -132,13 +132,9 @@ class MemfdDomain:
 
     def revoke_all(self) -> int:
         """See ``Domain``."""
-        taken = 0
         with self._lock:
             leases = [lent.lease for lent in self._lent.values()]
-        for lease in leases:
-            with contextlib.suppress(LeaseEnded):  # in between
-                taken += self.revoke(lease)
-        return taken
+        return revoke_each(self.revoke, leases)
 
     def sync(self, lease: Lease) -> None:
         """What the borrower has written so far is in the backing, and durable there where the backing has such a thing."""

@@ -25,7 +25,7 @@ from typing import Any
 from waylend import errors
 from waylend.backing.base import Backing
 from waylend.backing.file import FileBacking
-from waylend.domain.base import DomainStats, LeaseStats, check_range
+from waylend.domain.base import DomainStats, LeaseStats, check_range, revoke_each
 from waylend.errors import LeaseEnded, LendingError, Unavailable
 from waylend.lending.lease import Lease, LeaseState, LossPolicy, Protection
 from waylend.lending.p2m import Event, EventKind, EventLog
@@ -173,12 +173,9 @@ class ProcessDomain:
 
     def revoke_all(self) -> int:
         """See ``Domain``."""
-        taken = 0
         with self._lock:
             leases = [borrowed.lease for borrowed in self._borrowed.values()]
-        for lease in leases:
-            with contextlib.suppress(LeaseEnded):  # in between
-                taken += self.revoke(lease)
+        taken = revoke_each(self.revoke, leases)
         with contextlib.suppress(LeaseEnded):  # then nothing is left of it
             self._ask("drop_gaps")
         return taken
