@@ -154,9 +154,19 @@ class Departures:
         self._queue.put(sock)
 
     def _run(self) -> None:
-        while (sock := self._queue.get()) is not None:
-            with sock, contextlib.suppress(OSError, LendingError):  # cut off: then nothing is dirty any more
-                self._settle()
+        going_on = True
+        while going_on:
+            # All that wait go at once: a guest half that is gone may have had many clients.
+            departing = [self._queue.get()]
+            while not self._queue.empty():
+                departing.append(self._queue.get())
+            going_on = None not in departing
+            sockets = [sock for sock in departing if sock is not None]
+            if sockets:
+                with contextlib.suppress(OSError, LendingError):  # cut off: then nothing is dirty any more
+                    self._settle()
+            for sock in sockets:
+                sock.close()
 
     def _settle(self) -> None:
         """Returns when whoever unmaps the aperture will not wait for long."""
