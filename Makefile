@@ -47,9 +47,11 @@ system:
 # --- what there is to do -----------------------------------------------------------------------------------------------
 
 # A compositor of our own, waylend in front of it, and an app; when the app has its keymap, what it borrows is shown.
+# The runtime directory is its own, too: there is none where nobody has logged in.
 demo: $(VENV)/installed
 	@mkdir -p docs
-	@PATH="$(CURDIR)/$(BIN):$$PATH" waylend run --host shim --size 800x530 --screenshot docs/demo.png -- \
+	@runtime=$$(mktemp -d) && trap 'rm -rf "$$runtime"' EXIT && \
+	    XDG_RUNTIME_DIR="$$runtime" PATH="$(CURDIR)/$(BIN):$$PATH" waylend run --host shim --size 800x530 --screenshot docs/demo.png -- \
 	    sh -c 'python examples/paint.py --frames 120 | while read -r line; do \
 	        echo "$$line"; case "$$line" in keymap*) waylend leases;; esac; done'
 	@echo "docs/demo.png shows what was on the screen"
