@@ -15,7 +15,10 @@ from waylend.errors import UsageError
 @click.option("--all", "everything", is_flag=True, help="Take the pages of all leases.")
 @click.option("--control", metavar="PATH", help="Ask the proxy with this control socket. [default: the one that runs]")
 def command(lease: int | None, everything: bool, control: str | None) -> None:
-    """Take the pages of LEASE away (see `waylend leases`). The next touch is served again."""
+    """Take the pages of LEASE away (see `waylend leases`). The next touch is served again.
+
+    What a VM's clients drew is given up, so that the host has its memory back; the guest draws again what is shown.
+    """
     if everything == (lease is not None):
         raise click.UsageError("give a LEASE or --all")
     paths = [Path(control)] if control else running_proxies()
