@@ -17,6 +17,7 @@ reaches both.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -314,11 +315,14 @@ class FuseDomain:
         with self._lock:
             leases = self._table.on_backing(key, pages)
         for lease in leases:
-            self._invalidate(lease, lease.from_backing(pages))
+            with contextlib.suppress(LeaseEnded):  # in between: its pages went with it
+                self._invalidate(lease, lease.from_backing(pages))
 
     def _invalidate(self, lease: Lease, pages: PageRange) -> int:
         assert not self._server.serves_here(), "an invalidation waits for the serving threads"
-        file = self._files[node_of(lease)]
+        file = self._files.get(node_of(lease))
+        if file is None:
+            raise LeaseEnded(f"lease {lease.lease_id} of domain {self.name} is over")
         with self._watchdog.armed(self._deadline_s) as armed:
             taken = self._p2m.invalidate(lease, pages, functools.partial(self._unmapping.unmap, file))
         if armed.missed:
