@@ -131,8 +131,9 @@ class Process:
         return found
 
     def blocks_of(self, name: str) -> list[int]:
-        """What each file of that name that it has open takes of memory or a disk, in 512 bytes."""
+        """What each file of that name that it has open takes of memory or a disk, in 512 bytes. There is one at least."""
         fds = [fd for fd, what in self.fds().items() if name in what]
+        assert fds, f"{self.name} has no {name} open"
         return [os.stat(f"/proc/{self.pid}/fd/{fd}").st_blocks for fd in fds]
 
     def __enter__(self) -> Process:

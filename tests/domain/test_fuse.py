@@ -495,7 +495,6 @@ def test_a_path_for_a_program_that_needs_one(tmp_path: Path) -> None:
 LENDER = """
 import os, sys, time
 from waylend.backing.file import FileBacking
-from waylend.backing.vram import VramHeap
 from waylend.domain.fuse import FuseDomain
 fd = os.memfd_create("lender")
 os.ftruncate(fd, 40 * 4096)

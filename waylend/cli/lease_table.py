@@ -11,8 +11,19 @@ from rich.text import Text
 
 from waylend.lending.pages import PAGE_SHIFT
 
+#: Heading -> what of a lease stands below it.
+_COLUMNS = {
+    "lease": "lease_id",
+    "name": "name",
+    "access": "protection",
+    "on loss": "loss",
+    "pages": "page_count",
+    "present": "pages_present",
+    "faults": "faults_served",
+    "revoked": "revocations",
+}
 _LEFT = ("name", "access", "on loss")
-_COLUMNS = ("lease", "name", "access", "on loss", "pages", "present", "faults", "revoked")
+_SUMMED = ("pages", "present", "faults")
 
 
 def shown(
@@ -36,34 +47,29 @@ def shown(
             if not leases:
                 yield Text("  nothing is lent")
                 continue
-            table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_footer=rates is not None)
-            for name in (*_COLUMNS, *(("faults/s",) if rates is not None else ())):
-                table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=True)
-            total = 0.0
-            for lease in leases:
-                cells = [
-                    f"{lease['lease_id']}",
-                    lease["name"],
-                    lease["protection"],
-                    lease["loss"],
-                    f"{lease['page_count']}",
-                    f"{lease['pages_present']}",
-                    f"{lease['faults_served']}",
-                    f"{lease['revocations']}",
-                ]
-                if rates is not None:
-                    rate = rates.get((proxy["pid"], domain["name"], lease["lease_id"]), 0.0)
-                    total += rate
-                    cells.append(f"{rate:.0f}")
-                table.add_row(*cells)
-            if rates is not None:
-                table.columns[1].footer = f"{len(leases)} leases"
-                for column, key in ((4, "page_count"), (5, "pages_present"), (6, "faults_served")):
-                    table.columns[column].footer = f"{sum(lease[key] for lease in leases)}"
-                table.columns[8].footer = f"{total:.0f}"
-            yield table
-            if rates is not None:
-                resident = sum(lease["pages_present"] for lease in leases) << PAGE_SHIFT
-                yield Text(
-                    f"{resident >> 20} of {domain['aperture_pages'] >> (20 - PAGE_SHIFT)} MiB of the aperture are there"
-                )
+            if rates is None:
+                yield _table(leases)
+                continue
+            yield _table(
+                leases, [rates.get((proxy["pid"], domain["name"], lease["lease_id"]), 0.0) for lease in leases]
+            )
+            resident = sum(lease["pages_present"] for lease in leases) << PAGE_SHIFT
+            yield Text(
+                f"{resident >> 20} of {domain['aperture_pages'] >> (20 - PAGE_SHIFT)} MiB of the aperture are there"
+            )
+
+
+def _table(leases: Sequence[dict[str, Any]], rates: Sequence[float] | None = None) -> Table:
+    """``rates``: one for each lease."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_footer=rates is not None)
+    for heading, key in _COLUMNS.items():
+        footer = f"{sum(lease[key] for lease in leases)}" if heading in _SUMMED else ""
+        if heading == "name":
+            footer = f"{len(leases)} leases"
+        table.add_column(heading, footer, justify="left" if heading in _LEFT else "right", no_wrap=True)
+    if rates is not None:
+        table.add_column("faults/s", f"{sum(rates):.0f}", justify="right", no_wrap=True)
+    for number, lease in enumerate(leases):
+        cells = [f"{lease[key]}" for key in _COLUMNS.values()]
+        table.add_row(*cells, *([] if rates is None else [f"{rates[number]:.0f}"]))
+    return table

@@ -6,6 +6,7 @@ business; here is what the kernel is told, in which order, and what it may wait 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -128,28 +129,34 @@ class Unmapping:
     @contextmanager
     def _own_files(self, file: LeaseFile) -> Iterator[list[_OwnFile]]:
         """Descriptors of ours through which the kernel can be told to write the lease's pages back; none of a read-only one."""
-        own_files: list[_OwnFile] = []
-        try:
-            lease = file.lease
+        lease = file.lease
+        with contextlib.ExitStack() as stack:
+            own_files: list[_OwnFile] = []
             if lease.writable and file.known:
-                own_files += self._open_own(f"lease/{lease.lease_id}", 0)
+                own_files += stack.enter_context(self._opened(f"lease/{lease.lease_id}", 0))
             if lease.writable and self._bar.known:
-                own_files += self._open_own("bar", lease.gfns.start)
+                own_files += stack.enter_context(self._opened("bar", lease.gfns.start))
             yield own_files
-        finally:
-            for own_file in own_files:
-                os.close(own_file.fd)
 
-    def _open_own(self, path: str, first_page: int) -> list[_OwnFile]:
+    @contextmanager
+    def _opened(self, path: str, first_page: int) -> Iterator[list[_OwnFile]]:
+        """One of them, or none where it can't be had."""
         thread_id = threading.get_native_id()
         self.own_openers.add(thread_id)
         try:
-            return [_OwnFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._server.root_fd), first_page)]
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._server.root_fd)
         except OSError as error:  # cut off: nothing can be written back any more
             log.warning("domain %s: can't write back %s: %s", self._name, path, error)
-            return []
+            fd = -1
         finally:
             self.own_openers.discard(thread_id)
+        if fd < 0:
+            yield []
+            return
+        try:
+            yield [_OwnFile(fd, first_page)]
+        finally:
+            os.close(fd)
 
     def _write_back(self, own_files: list[_OwnFile], pages: PageRange) -> None:
         """Has the kernel write back what is dirty."""
@@ -165,15 +172,11 @@ class Unmapping:
 
     def drop_gaps(self, gaps: Sequence[PageRange]) -> None:
         """Drops what is cached of ``bar`` where nothing is lent, what is dirty there in large requests."""
-        own_files = self._open_own("bar", 0)
-        try:
+        with self._opened("bar", 0) as own_files:
             for gap in gaps:
                 for stretch in _stretches(gap, _WRITABLE_STRIDE_PAGES):
                     self._write_back(own_files, stretch)
                     self._server.invalidate(BAR, stretch.start << PAGE_SHIFT, stretch.page_count << PAGE_SHIFT)
-        finally:
-            for own_file in own_files:
-                os.close(own_file.fd)
 
 
 def _stretches(pages: PageRange, stride_pages: int) -> Iterator[PageRange]:

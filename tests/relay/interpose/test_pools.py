@@ -11,7 +11,7 @@ from tests.relay.between import open_fds
 from tests.relay.interpose.drawing import BUFFER, HEIGHT, POOL, SIZE_BYTES, WIDTH, Drawing, message
 from waylend.errors import ProtocolError
 
-SURFACE, OTHER_SURFACE = 10, 11
+SURFACE = 10
 
 
 @pytest.fixture
@@ -23,12 +23,16 @@ def drawing() -> Iterator[Drawing]:
     assert open_fds() == before
 
 
-def show(drawing: Drawing, octet: int, surface: int = SURFACE) -> None:
+def commit(drawing: Drawing, damaged_width: int, damaged_height: int) -> None:
+    drawing.pools.attach(message("wl_surface.attach", SURFACE, BUFFER, 0, 0))
+    drawing.pools.damage_buffer(message("wl_surface.damage_buffer", SURFACE, 0, 0, damaged_width, damaged_height))
+    drawing.pools.commit(message("wl_surface.commit", SURFACE))
+
+
+def show(drawing: Drawing, octet: int) -> None:
     """Draws the buffer and commits it whole."""
     drawing.draw(octet)
-    drawing.pools.attach(message("wl_surface.attach", surface, BUFFER, 0, 0))
-    drawing.pools.damage_buffer(message("wl_surface.damage_buffer", surface, 0, 0, WIDTH, HEIGHT))
-    drawing.pools.commit(message("wl_surface.commit", surface))
+    commit(drawing, WIDTH, HEIGHT)
 
 
 def test_a_commit_copies_what_was_drawn(drawing: Drawing) -> None:
@@ -47,9 +51,7 @@ def test_what_was_released_is_copied_whole_at_its_next_use(drawing: Drawing) -> 
     drawing.pools.release(message("wl_buffer.release", BUFFER))
     drawing.memory.lose()
     assert drawing.shown == bytes(SIZE_BYTES)
-    drawing.pools.attach(message("wl_surface.attach", SURFACE, BUFFER, 0, 0))
-    drawing.pools.damage_buffer(message("wl_surface.damage_buffer", SURFACE, 0, 0, 1, 1))
-    drawing.pools.commit(message("wl_surface.commit", SURFACE))
+    commit(drawing, 1, 1)
     assert drawing.shown == b"\1" * SIZE_BYTES
 
 
