@@ -94,6 +94,9 @@ def test_every_pixel_that_a_surface_shows_there_is_in_it(
     if transform not in (0, 2):
         assert damage.whole or not (width and height)
         return
+    if not (width and height):
+        assert not found  # an empty box damages nothing, wherever it lies in a stretched row
+        return
     source = viewport.source or (0.0, 0.0, WIDTH / scale, HEIGHT / scale)
     shown = viewport.destination or (source[2], source[3])
     for column in range(WIDTH):
