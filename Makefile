@@ -51,7 +51,7 @@ system:
 demo: $(VENV)/installed
 	@mkdir -p docs
 	@runtime=$$(mktemp -d) && trap 'rm -rf "$$runtime"' EXIT && \
-	    XDG_RUNTIME_DIR="$$runtime" PATH="$(CURDIR)/$(BIN):$$PATH" waylend run --host shim --size 800x530 --screenshot docs/demo.png -- \
+	    XDG_RUNTIME_DIR="$$runtime" PATH="$(CURDIR)/$(BIN):$$PATH" waylend run --compositor shim --size 800x530 --screenshot docs/demo.png -- \
 	    sh -c 'python examples/paint.py --frames 120 | while read -r line; do \
 	        echo "$$line"; case "$$line" in keymap*) waylend leases;; esac; done'
 	@echo "docs/demo.png shows what was on the screen"

@@ -63,7 +63,9 @@ def ways(stack: contextlib.ExitStack, folder: Path) -> dict[str, Path]:
     found = {"direct": host}
     ours = folder / "waylend"
     stack.enter_context(
-        running([sys.executable, "-m", "waylend", "serve", "--host", f"{host}", "--listen", f"{ours}"], ours, folder)
+        running(
+            [sys.executable, "-m", "waylend", "serve", "--compositor", f"{host}", "--listen", f"{ours}"], ours, folder
+        )
     )
     found["waylend"] = ours
     waypipe = shutil.which("waypipe")

@@ -13,8 +13,8 @@ import statistics
 import subprocess
 import tempfile
 
-from waylend.domain.fuse import FuseDomain
-from waylend.measure import measure_faults
+from waylend.cli.measure import measure_faults
+from waylend.domain.fuse.domain import FuseDomain
 
 
 def measure_limit(program: str, page_count: int = 16384) -> dict[str, float]:

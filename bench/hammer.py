@@ -23,11 +23,11 @@ from typing import Protocol
 
 from waylend.backing.base import Backing
 from waylend.backing.file import FileBacking
-from waylend.backing.vram import VramBuffer, VramHeap
 from waylend.domain.base import Domain
 from waylend.errors import NoSpace
 from waylend.lending.lease import Lease
 from waylend.lending.pages import PAGE_SIZE, PageRange
+from waylend.models.vram import VramBuffer, VramHeap
 
 PAGE_COUNT = 256
 _WORD = struct.Struct("=Q")

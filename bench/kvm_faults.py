@@ -23,8 +23,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from waylend.backing.file import FileBacking
-from waylend.domain.kvm import KvmDomain
-from waylend.domain.kvm_vm import ExitKind, VirtualMachine
+from waylend.domain.kvm.domain import KvmDomain
+from waylend.domain.kvm.vm import ExitKind, VirtualMachine
 from waylend.lending.lease import Lease, Protection
 from waylend.lending.pages import PAGE_SIZE
 

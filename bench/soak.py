@@ -24,8 +24,8 @@ from pathlib import Path
 from bench.__main__ import MODES, running
 from bench.hammer import FileOwner, Hammered, Owner, VramOwner, hammer
 from waylend.domain.base import Domain
-from waylend.domain.fuse import FuseDomain
-from waylend.domain.process import ProcessDomain
+from waylend.domain.fuse.domain import FuseDomain
+from waylend.domain.process.caller import ProcessDomain
 
 #: What a proxy may grow by after its first minute or tenth: caches of the allocator, no more.
 _GROWTH_BYTES = 6 << 20
@@ -63,7 +63,7 @@ def soak_relay(seconds: float) -> list[str]:
         host, guest = folder / "host", folder / "waylend"
         stack.enter_context(running([sys.executable, "-m", "bench.sink", f"{host}"], host, folder))
         before = set(children_of(os.getpid()))
-        serve = [sys.executable, "-m", "waylend", "serve", "--host", f"{host}", "--listen", f"{guest}"]
+        serve = [sys.executable, "-m", "waylend", "serve", "--compositor", f"{host}", "--listen", f"{guest}"]
         stack.enter_context(running(serve, guest, folder))
         (pid,) = set(children_of(os.getpid())) - before
         # The first client has it make what it keeps: the domain.

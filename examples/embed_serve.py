@@ -29,7 +29,7 @@ def policy_for(guest: str) -> waylend.Policy:
     )
 
 
-def tell(event: waylend.Event) -> None:
+def tell(event: waylend.RelayEvent) -> None:
     """Called in the program's own event loop."""
     match event:
         case waylend.SessionOpened(number, pid, uid):

@@ -11,13 +11,14 @@ import argparse
 import threading
 import time
 
-from waylend.backing.vram import VramHeap
-from waylend.domain.xen_guest import GuestFault, HypercallError
-from waylend.domain.xen_hypervisor import Hypervisor
-from waylend.domain.xen_model import XenModelDomain
+from waylend.domain.xen.operations import HypercallError
 from waylend.lending.lease import BackingIndex, LossPolicy, Protection
-from waylend.lending.p2m import Event
+from waylend.lending.p2m import LendingEvent
 from waylend.lending.pages import PAGE_SIZE, PageRange
+from waylend.models.vram import VramHeap
+from waylend.models.xen_domain import XenModelDomain
+from waylend.models.xen_guest import GuestFault
+from waylend.models.xen_hypervisor import Hypervisor
 
 PAGES = 4
 
@@ -26,7 +27,7 @@ def say(text: str) -> None:
     print(f"\n{text}", flush=True)
 
 
-def tell(event: Event) -> None:
+def tell(event: LendingEvent) -> None:
     print(f"    [{event.kind.value}: {event.page_count} page(s) from page {event.page}]", flush=True)
 
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from waylend.backing.file import FileBacking
-    from waylend.domain.fuse import FuseDomain
-    from waylend.domain.kvm import KvmDomain
+    from waylend.domain.fuse.domain import FuseDomain
+    from waylend.domain.kvm.domain import KvmDomain
     from waylend.domain.memfd import MemfdDomain
-    from waylend.domain.process import ProcessDomain
+    from waylend.domain.process.caller import ProcessDomain
     from waylend.errors import (
         CompositorError,
         LendingError,
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
         WaylendError,
     )
     from waylend.lending.lease import Lease, LossPolicy, Protection
+    from waylend.local.proxy import Proxy, serve
     from waylend.policy import Limits, Policy, read_policy
-    from waylend.proxy import Proxy, serve
     from waylend.relay.events import (
-        Event,
         LeaseLent,
         LeaseReturned,
+        RelayEvent,
         SessionEnded,
         SessionOpened,
         WindowClosed,
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
 # Imported when it is asked for: who lends memory needs no event loop, and who serves needs no FUSE.
 _WHERE = {
     "waylend.backing.file": ("FileBacking",),
-    "waylend.domain.fuse": ("FuseDomain",),
-    "waylend.domain.kvm": ("KvmDomain",),
+    "waylend.domain.fuse.domain": ("FuseDomain",),
+    "waylend.domain.kvm.domain": ("KvmDomain",),
     "waylend.domain.memfd": ("MemfdDomain",),
-    "waylend.domain.process": ("ProcessDomain",),
+    "waylend.domain.process.caller": ("ProcessDomain",),
     "waylend.errors": (
         "CompositorError",
         "LendingError",
@@ -61,22 +61,21 @@ _WHERE = {
     "waylend.lending.lease": ("Lease", "LossPolicy", "Protection"),
     "waylend.policy": ("Limits", "Policy", "read_policy"),
     "waylend.relay.events": (
-        "Event",
         "LeaseLent",
         "LeaseReturned",
+        "RelayEvent",
         "SessionEnded",
         "SessionOpened",
         "WindowClosed",
         "WindowNamed",
         "WindowOpened",
     ),
-    "waylend.proxy": ("Proxy", "serve"),
+    "waylend.local.proxy": ("Proxy", "serve"),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
     "CompositorError",
-    "Event",
     "FileBacking",
     "FuseDomain",
     "KvmDomain",
@@ -93,6 +92,7 @@ __all__ = [
     "Protection",
     "ProtocolError",
     "Proxy",
+    "RelayEvent",
     "SessionEnded",
     "SessionOpened",
     "Unavailable",

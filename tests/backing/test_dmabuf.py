@@ -19,7 +19,7 @@ from tests.domain.borrowers import FdBorrower, opened
 from tests.processes import require
 from waylend.backing import dmabuf
 from waylend.backing.dmabuf import DmabufBacking, DumbBuffer, create_dumb, is_dmabuf
-from waylend.domain.fuse import FuseDomain
+from waylend.domain.fuse.domain import FuseDomain
 from waylend.errors import BackingLost, Unavailable
 from waylend.lending.lease import Protection
 from waylend.lending.pages import PAGE_SIZE, PageRange

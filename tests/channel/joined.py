@@ -8,11 +8,11 @@ import socket
 import time
 from collections.abc import Callable
 
-from waylend.channel.connection import Connection
+from waylend.channel.connection import ChannelConnection
 from waylend.channel.halves import GuestEnd, HostEnd
-from waylend.channel.leases import LeaseGiven
 from waylend.channel.link import EPOLLIN, EPOLLOUT
 from waylend.errors import PeerError
+from waylend.host_half.leases import LeaseGiven
 from waylend.relay.endpoint import ReceiveBuffer
 
 DEADLINE_S = 10.0
@@ -83,7 +83,7 @@ class HandLoop:
 class Party:
     """What a session is to a connection: takes what comes, unless it is told not to."""
 
-    def __init__(self, loop: HandLoop, connection: Connection, *, reads: bool = True) -> None:
+    def __init__(self, loop: HandLoop, connection: ChannelConnection, *, reads: bool = True) -> None:
         self.connection = connection
         self.octets = b""
         self.fds: list[int] = []
@@ -129,13 +129,13 @@ class Files:
 
     def __init__(self) -> None:
         self.aperture = os.memfd_create("aperture", os.MFD_CLOEXEC)
-        self.leases: list[tuple[Connection, int, int]] = []
+        self.leases: list[tuple[ChannelConnection, int, int]] = []
         self.given: list[LeaseGiven] = []
         self.given_back: list[LeaseGiven] = []
         self.opened: list[tuple[int, int, int]] = []
-        self.over: list[Connection] = []
+        self.over: list[ChannelConnection] = []
 
-    def attach(self, connection: Connection, fd: int) -> bool:
+    def attach(self, connection: ChannelConnection, fd: int) -> bool:
         if not os.path.sameopenfile(fd, self.aperture):
             return False
         if connection.channel.is_host:
@@ -144,18 +144,18 @@ class Files:
             connection.tell("attach_aperture")
         return True
 
-    def open_aperture(self, _connection: Connection) -> int:
+    def open_aperture(self, _connection: ChannelConnection) -> int:
         return os.dup(self.aperture)
 
-    def open_file(self, _connection: Connection, lease: int, gfn: int, size_bytes: int) -> int:
+    def open_file(self, _connection: ChannelConnection, lease: int, gfn: int, size_bytes: int) -> int:
         self.opened.append((lease, gfn, size_bytes))
         return os.dup(self.aperture)
 
-    def lease_asked(self, connection: Connection, object_id: int, page_count: int) -> None:
+    def lease_asked(self, connection: ChannelConnection, object_id: int, page_count: int) -> None:
         self.leases.append((connection, object_id, page_count))
         self.given.append(LeaseGiven(connection.channel, object_id, self.given_back.append))
 
-    def connection_over(self, connection: Connection) -> None:
+    def connection_over(self, connection: ChannelConnection) -> None:
         self.over.append(connection)
 
     def close(self) -> None:

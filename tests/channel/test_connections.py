@@ -10,8 +10,8 @@ import pytest
 
 from tests.channel.joined import Files, HandLoop, Joined
 from waylend.channel.halves import PADDING, GuestEnd
-from waylend.channel.leases import LeaseAsked
 from waylend.channel.messages import CONNECTION_WINDOW_BYTES
+from waylend.guest_half.leases import LeaseAsked
 from waylend.wire.codec import encode
 from waylend.wire.tables import load_tables
 

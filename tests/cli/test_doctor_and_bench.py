@@ -27,7 +27,7 @@ def test_doctor_tries_each_mechanism_and_names_remedies() -> None:
 
 
 def test_doctor_says_which_compositor_does_not_answer() -> None:
-    done = waylend("doctor", "--host", "/nowhere/wayland-0", "--json")
+    done = waylend("doctor", "--compositor", "/nowhere/wayland-0", "--json")
     (compositor,) = (finding for finding in json.loads(done.stdout) if finding["name"] == "compositor")
     assert "/nowhere/wayland-0" in compositor["what"]
 

@@ -34,19 +34,19 @@ def test_every_command_has_help(command: str) -> None:
     [
         (["serve"], 2, "give --listen SOCKET"),
         (["serve", "--listen", "wayland-9"], 1, "waylend: XDG_RUNTIME_DIR is not set"),
-        (["serve", "--listen", "/" + "x" * 200, "--host", "/h"], 1, "the path is longer than 107 bytes"),
+        (["serve", "--listen", "/" + "x" * 200, "--compositor", "/h"], 1, "the path is longer than 107 bytes"),
         (
-            ["serve", "--listen", "/nowhere/socket", "--host", "/h"],
+            ["serve", "--listen", "/nowhere/socket", "--compositor", "/h"],
             1,
             "waylend: can't make /nowhere/socket.lock: No such file",
         ),
         (["serve", "--listen", "/x", "--socket-mode", "9"], 2, "'9' is no octal number"),
         (
-            ["run", "--host", "/nowhere/wayland-0", "true"],
+            ["run", "--compositor", "/nowhere/wayland-0", "true"],
             1,
             "waylend: no compositor at /nowhere/wayland-0: No such file",
         ),
-        (["run", "--screenshot", "x.png", "true"], 2, "--screenshot needs --host shim"),
+        (["run", "--screenshot", "x.png", "true"], 2, "--screenshot needs --compositor shim"),
         (["run"], 2, "Missing argument 'APP'"),
         (["top", "--interval", "0"], 2, "0.0 is not in the range"),
         (["top"], 1, "waylend: XDG_RUNTIME_DIR is not set"),

@@ -27,7 +27,7 @@ def proxy_with(*faults: int, pid: int = 7) -> dict[str, Any]:
         for number, count in enumerate(faults, 1)
     ]
     domain = {"name": "work", "mechanism": "fuse", "aperture_pages": 65536, "leases": leases}
-    return {"pid": pid, "listen": ["/guest"], "host": "/host", "domains": [domain]}
+    return {"pid": pid, "listen": ["/guest"], "compositor": "/host", "domains": [domain]}
 
 
 def text_of(proxies: list[dict[str, Any]], rates: dict[tuple[int, str, int], float] | None = None) -> list[str]:

@@ -23,16 +23,16 @@ import pytest
 
 from tests.domain.guests import SPIN_READ, SPIN_WRITE, WINDOW, Guest
 from waylend.domain.base import Domain
-from waylend.domain.fuse import FuseDomain
-from waylend.domain.kvm import KvmDomain
-from waylend.domain.kvm_vm import Exit, ExitKind
+from waylend.domain.fuse.domain import FuseDomain
+from waylend.domain.kvm.domain import KvmDomain
+from waylend.domain.kvm.vm import Exit, ExitKind
 from waylend.domain.memfd import MemfdDomain
-from waylend.domain.process import ProcessDomain
-from waylend.domain.xen_guest import GuestFault
-from waylend.domain.xen_model import XenModelDomain
+from waylend.domain.process.caller import ProcessDomain
 from waylend.errors import Unavailable
 from waylend.lending.lease import Lease
 from waylend.lending.pages import PAGE_SIZE
+from waylend.models.xen_domain import XenModelDomain
+from waylend.models.xen_guest import GuestFault
 
 DEADLINE_S = 30.0
 

@@ -9,8 +9,8 @@ import struct
 import threading
 from types import TracebackType
 
-from waylend.domain.kvm import KvmDomain
-from waylend.domain.kvm_vm import Exit, ExitKind, Vcpu, VirtualMachine
+from waylend.domain.kvm.domain import KvmDomain
+from waylend.domain.kvm.vm import Exit, ExitKind, KvmVcpu, VirtualMachine
 from waylend.lending.pages import PAGE_SIZE
 
 #: Where the aperture is in these guests, and what they have of their own.
@@ -129,7 +129,7 @@ class Guest:
 class Run:
     """A vCPU that runs on a thread of its own, until its first exit."""
 
-    def __init__(self, vcpu: Vcpu) -> None:
+    def __init__(self, vcpu: KvmVcpu) -> None:
         self._vcpu = vcpu
         self._exits: list[Exit] = []
         self._thread = threading.Thread(target=lambda: self._exits.append(vcpu.run()), daemon=True)

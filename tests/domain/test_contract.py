@@ -10,11 +10,11 @@ import pytest
 from tests.domain.borrowers import DOMAINS, Borrower, Faulted, Kind, file_backing_fd, opened
 from tests.processes import wait_until
 from waylend.backing.file import FileBacking
-from waylend.backing.vram import VramBuffer, VramHeap
 from waylend.domain.base import Domain
 from waylend.errors import LeaseEnded, NoSpace, QuotaExceeded
 from waylend.lending.lease import Lease, LossPolicy, Protection
 from waylend.lending.pages import PAGE_SIZE, PageRange
+from waylend.models.vram import VramBuffer, VramHeap
 
 PAGES = 40
 

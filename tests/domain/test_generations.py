@@ -10,8 +10,8 @@ import pytest
 from bench.hammer import FileOwner, Owner, VramOwner, hammer
 from tests.processes import absent
 from waylend.domain.base import Domain
-from waylend.domain.fuse import FuseDomain
-from waylend.domain.process import ProcessDomain
+from waylend.domain.fuse.domain import FuseDomain
+from waylend.domain.process.caller import ProcessDomain
 from waylend.errors import Unavailable
 
 FAULTS = int(os.environ.get("HAMMER_FAULTS", "20000"))

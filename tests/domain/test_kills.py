@@ -17,7 +17,7 @@ import pytest
 from tests.domain.borrowers import Faulted, FdBorrower, file_backing_fd, opened
 from tests.processes import wait_until
 from waylend.backing.file import FileBacking
-from waylend.domain.fuse import FuseDomain
+from waylend.domain.fuse.domain import FuseDomain
 from waylend.lending.lease import Protection
 from waylend.lending.pages import PAGE_SIZE
 
@@ -93,7 +93,7 @@ def test_borrowers_killed_at_random_points(nothing_stays: None) -> None:
         wait_until(lambda: domain.lease(lease.lease_id) is None, "the lease to end with its last borrower")
 
 
-@pytest.mark.parametrize(("module", "name"), [("fuse", "FuseDomain"), ("process", "ProcessDomain")])
+@pytest.mark.parametrize(("module", "name"), [("fuse.domain", "FuseDomain"), ("process.caller", "ProcessDomain")])
 def test_lenders_killed_at_random_points(nothing_stays: None, module: str, name: str) -> None:
     """Wherever it was, serving, unmapping or writing back: its borrowers' next fault is an error, not a hang."""
     chance = random.Random(2)

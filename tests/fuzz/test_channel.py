@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.channel.joined import Files, HandLoop, Party
-from tests.hosting import Hosting
+from tests.host_half.hosting import Hosting
 from tests.processes import wait_until
 from tests.relay.between import open_fds
 from waylend.channel.halves import GuestEnd

@@ -9,7 +9,7 @@ import pytest
 
 from waylend.errors import BackingLost, LeaseEnded
 from waylend.lending.lease import ABSENT, LOST, PRESENT, Lease, LeaseState, LeaseTable, LossPolicy, Protection
-from waylend.lending.p2m import P2M, Event, EventKind, EventLog, Invalidation, Verdict
+from waylend.lending.p2m import P2M, EventLog, Invalidation, LendingEvent, LendingEventKind, Verdict
 from waylend.lending.pages import PAGE_SIZE, PageRange
 
 DEADLINE_S = 10.0
@@ -364,12 +364,12 @@ def test_the_last_fault_in_flight_says_that_the_lease_is_idle() -> None:
 
 def test_events_tell_the_life_of_a_page() -> None:
     page = Page()
-    seen: list[Event] = []
+    seen: list[LendingEvent] = []
     unwatch = page.p2m.events.watch(seen.append)
     page.fault()
     assert [(event.kind, event.page, event.page_count) for event in seen] == [
-        (EventKind.FAULTED, 3, 1),
-        (EventKind.SERVED, 3, 1),
+        (LendingEventKind.FAULTED, 3, 1),
+        (LendingEventKind.SERVED, 3, 1),
     ]
     assert seen[0].time_ns <= seen[1].time_ns
     unwatch()
@@ -381,6 +381,6 @@ def test_events_tell_the_life_of_a_page() -> None:
 
 def test_the_log_keeps_the_last_events() -> None:
     log, lease = EventLog(keep=2), lease_of()
-    for kind in (EventKind.LENT, EventKind.REVOKED, EventKind.ENDED):
+    for kind in (LendingEventKind.LENT, LendingEventKind.REVOKED, LendingEventKind.ENDED):
         log.emit(kind, lease, PageRange(0, 8))
-    assert [event.kind for event in log.recent()] == [EventKind.REVOKED, EventKind.ENDED]
+    assert [event.kind for event in log.recent()] == [LendingEventKind.REVOKED, LendingEventKind.ENDED]

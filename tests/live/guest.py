@@ -41,7 +41,7 @@ class Proxy:
             raise
 
     def start(self) -> None:
-        command = [*WAYLEND, "serve", "--listen", str(self.socket), "--host", str(self.host.socket)]
+        command = [*WAYLEND, "serve", "--listen", str(self.socket), "--compositor", str(self.host.socket)]
         command += ["--control", str(self.control), *self._flags]
         environment = plain_environment(self.runtime_dir, PYTHONUNBUFFERED="1")
         self.process = Process(command, self._log_dir / "log", environment)

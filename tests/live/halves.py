@@ -27,7 +27,7 @@ class Halves(Proxy):
         self._guest_fds_at_start = self._guest_fds()
 
     def start_host(self) -> None:
-        command = [*WAYLEND, "-v", "host", "--host", str(self.host.socket), "--channel", f"unix:{self.channel}"]
+        command = [*WAYLEND, "-v", "host", "--compositor", str(self.host.socket), "--channel", f"unix:{self.channel}"]
         command += ["--bar", str(self.bar), "--control", str(self.control), *self._flags]
         environment = plain_environment(self.runtime_dir, PYTHONUNBUFFERED="1")
         self.process = Process(command, self._log_dir / "log", environment)

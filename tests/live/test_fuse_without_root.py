@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[2]
 LENDER = """
 import mmap, os
 from waylend.backing.file import FileBacking
-from waylend.domain.fuse import FuseDomain
+from waylend.domain.fuse.domain import FuseDomain
 assert os.geteuid() != 0
 fd = os.memfd_create("file")
 os.pwrite(fd, b"lent" * 4096, 0)

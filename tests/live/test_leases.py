@@ -114,11 +114,11 @@ def test_new_clients_are_lent_to_after_the_serving_process_was_killed(guest: Gue
     with _keymap_client(guest) as (_, before):
         pass
     waylend = _proxy(guest).process
-    serving = [pid for pid in descendants(waylend.pid) if "waylend.domain.process" in command_of(pid)]
+    serving = [pid for pid in descendants(waylend.pid) if "waylend.domain.process.server" in command_of(pid)]
     assert len(serving) == 1
     os.kill(serving[0], signal.SIGKILL)
     wait_until(lambda: _keymap_of(guest) == before, "a new client to be lent the keymap")
-    assert waylend.running
+    assert waylend.service.in_thread
 
 
 def command_of(pid: int) -> str:

@@ -159,7 +159,7 @@ def test_socket_in_use_stays_with_its_owner(sway: Sway, make_guest: MakeGuest, t
     guest = make_guest(sway)
     if guest.proxy is None:
         pytest.skip("needs the proxy")
-    command = [*WAYLEND, "serve", "--listen", str(guest.proxy.socket), "--host", str(sway.socket)]
+    command = [*WAYLEND, "serve", "--listen", str(guest.proxy.socket), "--compositor", str(sway.socket)]
     second = Process(command, tmp_path / "second.log", plain_environment(guest.proxy.runtime_dir))
     assert second.wait() != 0
     assert second.log().count("\n") == 1, second.log()
@@ -193,7 +193,7 @@ def test_serve_is_activated_and_says_when_it_is_ready(sway: Sway, runtime_dir: P
             str(listening.fileno()),
             *WAYLEND,
             "serve",
-            "--host",
+            "--compositor",
             str(sway.socket),
         ]
         environment = plain_environment(runtime_dir, NOTIFY_SOCKET=str(tmp_path / "notify"))

@@ -74,7 +74,7 @@ stat -L -c '%n %A %G' /dev/virtio-ports/* /sys/bus/pci/devices/*/resource2
 cd / && modprobe fuse && chmod 666 /dev/fuse
 exec setpriv --reuid nobody --regid nogroup --clear-groups --inh-caps=-all env TMPDIR=/tmp PYTHONPATH={ROOT} {sys.executable} -c '
 import time
-from waylend.domain.fuse import FuseDomain
+from waylend.domain.fuse.domain import FuseDomain
 domain = FuseDomain("unprivileged", aperture_pages=64)
 deadline = time.monotonic() + 10
 while (slow := domain.slows_writers) and time.monotonic() < deadline:
@@ -237,7 +237,7 @@ def test_an_ordinary_users_app_on_a_compositor_of_our_own(own_place: Path, tmp_p
     show = "printf '\\033[48;2;0;170;0m%9000s'; sleep 4; exit 7"
     command = [
         *(*WAYLEND, "vm", "--accel", "tcg", "--cpus", "2", "--memory", "768M", "--network", "--rw-home"),
-        *("--host", "shim", "--screenshot", f"{home}/shot.png", "--size", "640x400"),
+        *("--compositor", "shim", "--screenshot", f"{home}/shot.png", "--size", "640x400"),
         *("--", "sh", "-c", f'({look}) > ~/facts 2> ~/errors; foot sh -c "{show}"'),
     ]
     environment = plain_environment(own_place / "run", HOME=f"{home}", PATH=os.environ["PATH"])

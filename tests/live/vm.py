@@ -70,7 +70,7 @@ class VmGuest(Guest):
             self.runtime_dir, PYTHONUNBUFFERED="1", HOME=os.environ.get("HOME", "/"), PATH=_path()
         )
         reader, self._requests = os.pipe()
-        command = [*WAYLEND, "vm", "--accel", "tcg", "--host", str(host.socket), *flags]
+        command = [*WAYLEND, "vm", "--accel", "tcg", "--compositor", str(host.socket), *flags]
         command += ["--", sys.executable, str(_AGENT)]
         self.vm = Process(command, folder / "vm.log", self._own_environment, stdin=reader)
         os.close(reader)

@@ -10,7 +10,7 @@ import threading
 
 from waylend.domain.memfd import MemfdDomain
 from waylend.policy import Policy
-from waylend.relay.events import Event
+from waylend.relay.events import RelayEvent
 from waylend.relay.loop import Loop
 from waylend.relay.relay import Relay
 from waylend.wire.codec import decode, encode
@@ -88,7 +88,7 @@ class Between:
     def __init__(self, policy: Policy) -> None:
         self.domain = MemfdDomain("test", read_only=True, lease_limit=policy.limits.leases)
         self.loop = Loop()
-        self.events: queue.Queue[Event] = queue.Queue()
+        self.events: queue.Queue[RelayEvent] = queue.Queue()
         self._compositor_ends: list[socket.socket] = []
         self._peers: list[Peer] = []
         self.relay = Relay(
@@ -126,7 +126,7 @@ class Between:
         self.loop.call(lambda: done.put(call()))  # type: ignore[operator]
         return done.get(timeout=DEADLINE_S)
 
-    def wait_for(self, kind: type[Event]) -> Event:
+    def wait_for(self, kind: type[RelayEvent]) -> RelayEvent:
         """The next event of that kind."""
         while True:
             event = self.events.get(timeout=DEADLINE_S)

@@ -13,12 +13,12 @@ from xml.etree import ElementTree
 
 import pytest
 import pywayland.protocol
+import write_tables
 from pywayland import ffi
 from pywayland.protocol_core.interface import Interface
 
 from tests.processes import absent
 from tests.wire.compiled import UNKNOWN, CompiledInterface, compiled_interfaces
-from waylend.wire import sources
 from waylend.wire.spec import ArgType, Argument, InterfaceSpec, MessageSpec
 from waylend.wire.tables import TABLES_FILE, Tables, load_tables
 
@@ -59,14 +59,14 @@ def messages_of(tables: Tables) -> list[MessageSpec]:
 
 def test_the_file_is_what_the_sources_say():
     written_with = TABLES_FILE.read_text().splitlines()[0]
-    if f" {sources.PYWAYLAND};" in written_with:
-        assert TABLES_FILE.read_text() == sources.text(), "run `python -m waylend.wire.sources`"
+    if f" {write_tables.PYWAYLAND};" in written_with:
+        assert TABLES_FILE.read_text() == write_tables.text(), "run `python protocol-xml/write_tables.py`"
 
 
 def test_the_file_agrees_with_whatever_pywayland_is_installed():
-    ours, theirs = load_tables(), sources.collect()
+    ours, theirs = load_tables(), write_tables.collect()
     for name in ours.keys() & theirs.keys():
-        newer = sources.newer_of(ours[name], theirs[name])
+        newer = write_tables.newer_of(ours[name], theirs[name])
         assert newer.version >= ours[name].version
 
 
@@ -136,7 +136,7 @@ def pywayland_interfaces() -> list[type[Interface]]:
             for value in vars(module).values()
             if isinstance(value, type) and issubclass(value, Interface) and value.__module__ == module.__name__
         ]
-    return [value for value in found if value.__module__.rpartition(".")[2] not in sources.LEFT_OUT]
+    return [value for value in found if value.__module__.rpartition(".")[2] not in write_tables.LEFT_OUT]
 
 
 def c_string(pointer: object) -> str:
@@ -164,7 +164,7 @@ def test_signatures_are_those_that_pywayland_gives_to_libwayland(interface):
 XML_FILES = [
     path
     for path in [Path("/usr/share/wayland/wayland.xml"), *sorted(Path("/usr/share/wayland-protocols").rglob("*.xml"))]
-    if path.exists() and path.stem.replace("-", "_") not in sources.LEFT_OUT
+    if path.exists() and path.stem.replace("-", "_") not in write_tables.LEFT_OUT
 ]
 
 
@@ -267,7 +267,7 @@ def test_what_ends_nothing_is_no_destructor(name):
 
 
 def test_every_explicit_destructor_names_a_message():
-    assert {str(message) for message in messages_of(load_tables())} >= sources.DESTRUCTORS
+    assert {str(message) for message in messages_of(load_tables())} >= write_tables.DESTRUCTORS
 
 
 def test_names_are_those_of_the_wire():
@@ -299,7 +299,7 @@ TURN_EARLY = MessageSpec("x", "turn", 1, since=1)
 @pytest.mark.parametrize("swap", [False, True])
 def test_the_higher_version_wins_if_the_lower_is_its_beginning(swap):
     pair = [description(1, MOVE_RENAMED), description(2, MOVE, TURN)]
-    assert sources.newer_of(*(reversed(pair) if swap else pair)) == pair[1]
+    assert write_tables.newer_of(*(reversed(pair) if swap else pair)) == pair[1]
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_the_higher_version_wins_if_the_lower_is_its_beginning(swap):
 )
 def test_a_contradiction_is_an_error(other):
     with pytest.raises(ValueError, match="two descriptions of x"):
-        sources.newer_of(description(1, MOVE), other)
+        write_tables.newer_of(description(1, MOVE), other)
 
 
 # --- the XML reader
@@ -319,7 +319,7 @@ GOOD = """<protocol name="p"><interface name="x" version="2"><description summar
 
 
 def test_xml_is_read():
-    (spec,) = sources.read_xml(GOOD, "p.xml")
+    (spec,) = write_tables.read_xml(GOOD, "p.xml")
     make = MessageSpec(
         "x", "make", 0, (Argument("id", ArgType.NEW_ID, "x"), Argument("t", ArgType.STRING, nullable=True))
     )
@@ -357,7 +357,7 @@ def test_malformed_xml_is_an_error_that_names_the_file(old, new):
     broken = broken.replace("</event>", "</oevent>") if "<oevent" in new else broken
     assert broken != GOOD
     with pytest.raises(ValueError, match=r"^p\.xml: "):
-        sources.read_xml(broken, "p.xml")
+        write_tables.read_xml(broken, "p.xml")
 
 
 def test_an_interface_that_nothing_describes_is_an_error():

@@ -1,0 +1,1 @@
+"""Where lent pages come from: files, mappings, dma-bufs."""

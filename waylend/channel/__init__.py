@@ -1,0 +1,1 @@
+"""The byte link between the two halves: messages, streams with credit, transports."""

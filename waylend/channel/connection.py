@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from waylend.channel.link import EPOLLIN, EPOLLOUT, Link, Loop
-from waylend.channel.messages import CONNECTION_WINDOW_BYTES, MAX_CONTENT_BYTES, Sender, Spoken
-from waylend.channel.streams import Sink, Source, Stream
+from waylend.channel.link import EPOLLIN, EPOLLOUT, EventLoop, Link
+from waylend.channel.messages import CONNECTION_WINDOW_BYTES, MAX_CONTENT_BYTES, ChannelObject, Sender
+from waylend.channel.streams import Stream, StreamSink, StreamSource
 from waylend.errors import ChannelError, PeerError
 from waylend.wire.codec import encode
 from waylend.wire.tables import load_tables
@@ -45,23 +45,23 @@ class Room(Protocol):
 class Attachments(Protocol):
     """What a half does with attachments that are no streams. All raise PeerError."""
 
-    def attach(self, connection: Connection, fd: int) -> bool:
+    def attach(self, connection: ChannelConnection, fd: int) -> bool:
         """Sends the attachment that stands for ``fd``, which is no pipe; False if there is none. ``fd`` stays its owner's."""
 
-    def open_aperture(self, connection: Connection) -> int:
+    def open_aperture(self, connection: ChannelConnection) -> int:
         """A descriptor for ``attach_aperture``."""
 
-    def open_file(self, connection: Connection, lease: int, gfn: int, size_bytes: int) -> int:
+    def open_file(self, connection: ChannelConnection, lease: int, gfn: int, size_bytes: int) -> int:
         """A descriptor for ``attach_file``."""
 
-    def lease_asked(self, connection: Connection, object_id: int, page_count: int) -> None:
+    def lease_asked(self, connection: ChannelConnection, object_id: int, page_count: int) -> None:
         """For ``lease``: the object id is checked, and new."""
 
-    def connection_over(self, connection: Connection) -> None:
+    def connection_over(self, connection: ChannelConnection) -> None:
         """The session has closed it."""
 
 
-class Connection(Spoken):
+class ChannelConnection(ChannelObject):
     """``rest`` is the session's; ``queued_bytes`` is 0 while there is credit to spare.
 
     Life: open until ``close`` (the session's) and ``end`` (the other half's) have both been; bytes that arrived before
@@ -95,7 +95,7 @@ class Connection(Spoken):
     # The session's side: what an endpoint has
 
     def join(
-        self, _loop: Loop, handler: Callable[[int], None], feed: Callable[[memoryview, memoryview, int], None]
+        self, _loop: EventLoop, handler: Callable[[int], None], feed: Callable[[memoryview, memoryview, int], None]
     ) -> None:
         """``handler(events)`` is called when there is something to receive, and when it can send again.
 
@@ -175,7 +175,7 @@ class Connection(Spoken):
         """Owns ``fd``."""
         object_id = self.channel.new_id()
         try:
-            stream = Sink(self.channel, object_id, fd, self._stream_over)
+            stream = StreamSink(self.channel, object_id, fd, self._stream_over)
         except OSError as error:
             if error.errno != errno.ENXIO:
                 self._fail(PeerError(f"a file descriptor that can't go to another machine: {error.strerror}"))
@@ -262,7 +262,7 @@ class Connection(Spoken):
             self._refuse_stream(object_id, f"{MAX_STREAMS} pipes are open already")
             return
         try:
-            stream = Source(self.channel, object_id, self._stream_over)
+            stream = StreamSource(self.channel, object_id, self._stream_over)
         except OSError as error:
             self._refuse_stream(object_id, f"can't make a pipe: {error.strerror}")
             return

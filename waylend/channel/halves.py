@@ -8,9 +8,9 @@ import secrets
 import struct
 from collections.abc import Callable
 
-from waylend.channel.connection import Attachments, Connection
-from waylend.channel.link import Link, Loop
-from waylend.channel.messages import CHANNEL_ID, VERSION, Spoken
+from waylend.channel.connection import Attachments, ChannelConnection
+from waylend.channel.link import EventLoop, Link
+from waylend.channel.messages import CHANNEL_ID, VERSION, ChannelObject
 from waylend.channel.streams import Stream
 from waylend.errors import ChannelError
 
@@ -23,7 +23,7 @@ _HELLO_BEGINS = struct.Struct("=III")
 _HELLO_BYTES = 24
 
 
-class _End(Spoken):
+class _End(ChannelObject):
     """What both have: the pulse, and all connections and streams of the link."""
 
     interface = "waylend_channel_v1"
@@ -50,7 +50,7 @@ class _End(Spoken):
         """Every connection finds its end, and every pipe. Nothing of that is told to the other half."""
         self.channel.hush(True)
         for spoken in list(self.channel.objects.values()):
-            if isinstance(spoken, Connection):
+            if isinstance(spoken, ChannelConnection):
                 spoken.link_closed()
             elif isinstance(spoken, Stream):
                 spoken.close()
@@ -70,12 +70,12 @@ class HostEnd(_End):
 
     def __init__(
         self,
-        loop: Loop,
+        loop: EventLoop,
         fd: int,
         *,
         attachments: Attachments,
         page_count: int,
-        on_connection: Callable[[Connection], None],
+        on_connection: Callable[[ChannelConnection], None],
         on_over: Callable[[str], None],
         token: str = "",
         silence_s: float = 30.0,
@@ -106,7 +106,7 @@ class HostEnd(_End):
 
     def on_connect(self, object_id: int) -> None:
         self.channel.check_new_id(object_id)
-        self._on_connection(Connection(self.channel, object_id, self._attachments))
+        self._on_connection(ChannelConnection(self.channel, object_id, self._attachments))
 
     def _over(self, why: str) -> None:
         self.end_all()
@@ -122,7 +122,7 @@ class GuestEnd(_End):
 
     def __init__(
         self,
-        loop: Loop,
+        loop: EventLoop,
         fd: int,
         *,
         attachments: Attachments,
@@ -172,11 +172,11 @@ class GuestEnd(_End):
     def on_file_ended(self, lease: int) -> None:
         self._on_file_ended(lease)
 
-    def connect(self) -> Connection:
+    def connect(self) -> ChannelConnection:
         """A new connection to the compositor. Raises ConnectionRefusedError while there is no host half."""
         if not self.ready or self.channel.closed:
             raise ConnectionRefusedError(0, "the host half is not there")
-        connection = Connection(self.channel, self.channel.new_id(), self._attachments)
+        connection = ChannelConnection(self.channel, self.channel.new_id(), self._attachments)
         # In the connection's own outbox, so that nothing of it overtakes this.
         self.channel.send(connection.outbox, self.encode("connect", connection.object_id))
         return connection

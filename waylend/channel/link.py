@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from waylend.channel.messages import CHANNEL_ID, HOST_IDS_START, Outbox, Spoken
+from waylend.channel.messages import CHANNEL_ID, HOST_IDS_START, ChannelObject, Outbox
 from waylend.errors import ChannelError
 
 logger = logging.getLogger(__name__)
@@ -34,17 +34,17 @@ GONE = "the other half has gone"
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
-class Timer(Protocol):
+class Cancellable(Protocol):
     def cancel(self) -> None: ...
 
 
-class Loop(Protocol):
+class EventLoop(Protocol):
     """What a link needs of the epoll loop that it lives in."""
 
     def add(self, fd: int, mask: int, handler: Callable[[int], None]) -> None: ...
     def modify(self, fd: int, mask: int) -> None: ...
     def remove(self, fd: int) -> None: ...
-    def call_later(self, delay_s: float, call: Callable[[], None]) -> Timer: ...
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> Cancellable: ...
 
 
 class Link:
@@ -56,7 +56,7 @@ class Link:
 
     def __init__(
         self,
-        loop: Loop,
+        loop: EventLoop,
         fd: int,
         *,
         is_host: bool,
@@ -73,9 +73,9 @@ class Link:
         self.greeted = False
         #: Everything before these bytes is dropped.
         self.sync_to = b""
-        self.objects: dict[int, Spoken] = {}
+        self.objects: dict[int, ChannelObject] = {}
         #: Open pipes: they outlive the connections that they came with.
-        self.streams: set[Spoken] = set()
+        self.streams: set[ChannelObject] = set()
         self._fd = fd
         self._on_end = on_end
         self._silence_s = silence_s
@@ -121,7 +121,7 @@ class Link:
         elif object_id < HOST_IDS_START or object_id in self.objects:
             raise ChannelError(f"new id {object_id} is taken or not the host half's")
 
-    def add(self, spoken: Spoken) -> None:
+    def add(self, spoken: ChannelObject) -> None:
         self.objects[spoken.object_id] = spoken
 
     def remove(self, object_id: int) -> None:

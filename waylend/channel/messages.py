@@ -53,7 +53,7 @@ def _by_name(interface: str, requests: bool) -> dict[str, MessageSpec]:
     return {spec.name: spec for spec in _specs(interface, requests)}
 
 
-class Spoken:
+class ChannelObject:
     """An object on a link. For each message that may come it has a method ``on_NAME``, which takes its arguments.
 
     Which of them may come is the tables' business: a host half gets requests, a guest half events.

@@ -1,7 +1,7 @@
 """Streams: pipes whose ends are on different sides of a channel.
 
-A ``Sink`` stands where the pipe's writing end was given away as an attachment: it writes what arrives into that end.
-A ``Source`` stands on the other side: it made a pipe of its own, whose writing end went on to the other party, and sends
+A ``StreamSink`` stands where the pipe's writing end was given away as an attachment: it writes what arrives into that end.
+A ``StreamSource`` stands on the other side: it made a pipe of its own, whose writing end went on to the other party, and sends
 what comes out of it. The only end of the data is the end of file of that pipe; the pieces may have any size.
 """
 
@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 
 from waylend.channel.link import Link
-from waylend.channel.messages import MAX_CONTENT_BYTES, STREAM_WINDOW_BYTES, Spoken
+from waylend.channel.messages import MAX_CONTENT_BYTES, STREAM_WINDOW_BYTES, ChannelObject
 from waylend.errors import ChannelError
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ _CREDIT_BYTES = STREAM_WINDOW_BYTES // 4
 _PIPE_BYTES = 1 << 18
 
 
-class Stream(Spoken):
+class Stream(ChannelObject):
     """What both ends share. Owns ``fd``. Gone from the link as soon as it is over."""
 
     interface = "waylend_stream_v1"
@@ -78,7 +78,7 @@ class Stream(Spoken):
             self._over(self)
 
 
-class Source(Stream):
+class StreamSource(Stream):
     """Reads a pipe of ours and sends what comes, as far as there is credit, one piece at a time."""
 
     def __init__(self, link: Link, object_id: int, over: Callable[[Stream], None]) -> None:
@@ -134,7 +134,7 @@ class Source(Stream):
         super().close()
 
 
-class Sink(Stream):
+class StreamSink(Stream):
     """Writes what arrives into a descriptor that a client or a compositor gave, never waiting for its reader."""
 
     def __init__(self, link: Link, object_id: int, fd: int, over: Callable[[Stream], None]) -> None:

@@ -14,7 +14,10 @@ from waylend.cli.options import json_option
 from waylend.domain.base import Domain
 
 #: name -> where its class is.
-_DOMAINS = {"fuse": ("waylend.domain.fuse", "FuseDomain"), "process": ("waylend.domain.process", "ProcessDomain")}
+_DOMAINS = {
+    "fuse": ("waylend.domain.fuse.domain", "FuseDomain"),
+    "process": ("waylend.domain.process.caller", "ProcessDomain"),
+}
 _TITLES = {
     "p50_us": ("one-page fault, median", "us"),
     "p99_us": ("one-page fault, 99 of 100", "us"),
@@ -41,7 +44,7 @@ def command() -> None:
 @json_option
 def faults(domains: tuple[str, ...], rounds: int, pin: int | None, as_json: bool) -> None:
     """Serving page faults, taking pages back (1 page, 64 MiB, 256 MiB, 256 MiB dirty), and looking leases up."""
-    from waylend import measure  # noqa: PLC0415 (threads, and what it needs of them: not for --help)
+    from waylend.cli import measure  # noqa: PLC0415 (threads, and what it needs of them: not for --help)
 
     if pin is not None:
         try:

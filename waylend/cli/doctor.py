@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import anyio
 import click
 
-from waylend.cli.options import host_option, json_option
-from waylend.domain.mounts import dirty_limit_bytes
+from waylend.cli.options import compositor_option, json_option
+from waylend.domain.fuse.mounts import dirty_limit_bytes
 from waylend.errors import CompositorError, Unavailable, UsageError
 from waylend.relay.sockets import socket_path
 
@@ -69,7 +69,7 @@ def _finding(name: str, means: str, without: str, found: list[Finding]) -> Itera
         found.append(Finding(name, True, "; ".join(told), means, "; ".join(remedies)))
 
 
-def _look(host: str | None) -> list[Finding]:
+def _look(compositor: str | None) -> list[Finding]:
     found: list[Finding] = []
     with _finding(
         "fuse",
@@ -77,7 +77,7 @@ def _look(host: str | None) -> list[Finding]:
         "leases fall back to memfd: filled beforehand, taken back only as a whole",
         found,
     ) as tell:
-        domain = _tried("waylend.domain.fuse", "FuseDomain")
+        domain = _tried("waylend.domain.fuse.domain", "FuseDomain")
         try:
             tell("mounts" if os.geteuid() == 0 else "mounts through fusermount3")
             if not domain.other_users:
@@ -98,7 +98,7 @@ def _look(host: str | None) -> list[Finding]:
         "no memory for guests of an embedded VMM; other VMMs map FUSE's bar and need no KVM",
         found,
     ) as tell:
-        _tried("waylend.domain.kvm", "KvmDomain").close()
+        _tried("waylend.domain.kvm.domain", "KvmDomain").close()
         tell("/dev/kvm and userfaultfd")
     with _finding("drm", "dma-bufs can be lent", "no dma-bufs to lend: files and shared memory only", found) as tell:
         nodes = sorted(glob.glob("/dev/dri/*[0-9]"))
@@ -107,12 +107,12 @@ def _look(host: str | None) -> list[Finding]:
         tell(", ".join(nodes))
     with _finding(
         "compositor",
-        "waylend run and serve have a host",
-        "say --host SOCKET, or --host shim for a headless one of our own",
+        "waylend run and serve have a compositor",
+        "say --compositor SOCKET, or --compositor shim for a headless one of our own",
         found,
     ) as tell:
-        tell(anyio.run(_compositor, host))
-    with _finding("shim", "--host shim works", "--host shim doesn't work", found) as tell:
+        tell(anyio.run(_compositor, compositor))
+    with _finding("shim", "--compositor shim works", "--compositor shim doesn't work", found) as tell:
         try:
             importlib.import_module("compositor_shim.compositor")
         except ImportError as error:
@@ -133,16 +133,16 @@ def _stays_slow(domain: Any) -> bool:
     return False
 
 
-async def _compositor(host: str | None) -> str:
-    from waylend.hostlink import host_link  # noqa: PLC0415
+async def _compositor(compositor: str | None) -> str:
+    from waylend.service.compositor_link import compositor_link  # noqa: PLC0415
     from waylend.wire.tables import load_tables  # noqa: PLC0415
 
-    name = host or os.environ.get("WAYLAND_DISPLAY", "")
+    name = compositor or os.environ.get("WAYLAND_DISPLAY", "")
     if not name:
-        raise Unavailable("WAYLAND_DISPLAY is not set", "run this in a Wayland session, or give --host SOCKET")
+        raise Unavailable("WAYLAND_DISPLAY is not set", "run this in a Wayland session, or give --compositor SOCKET")
     try:
         path = socket_path(name)
-        async with host_link(path, load_tables()) as link:
+        async with compositor_link(path, load_tables()) as link:
             context = (
                 "" if link.offers_security_context else "; it has no security contexts: it can't tell guests apart"
             )
@@ -152,21 +152,21 @@ async def _compositor(host: str | None) -> str:
 
 
 def _vm_tools() -> str:
-    from waylend.vm import check_programs, find_kernel, kvm_may_work  # noqa: PLC0415
+    from waylend.vm.machine import check_programs, find_kernel, kvm_may_work  # noqa: PLC0415
 
     check_programs()
     return f"{find_kernel()}, {'KVM' if kvm_may_work() else 'without KVM: slow'}"
 
 
 @click.command("doctor")
-@host_option
+@compositor_option
 @json_option
-def command(host: str | None, as_json: bool) -> None:
+def command(compositor: str | None, as_json: bool) -> None:
     """Say what this machine offers, what that means, and how to get what is missing.
 
     Each mechanism is tried, not only looked for. The exit status is 1 if nothing can be lent here at all.
     """
-    found = _look(host)
+    found = _look(compositor)
     if as_json:
         print(json.dumps([asdict(finding) for finding in found], indent=2))
     else:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 from typing import Any
 
 import anyio
 import click
 
-from waylend.channel import qemu
 from waylend.channel.transport import Address
 from waylend.cli.options import (
-    host_option,
+    compositor_option,
+    control_option,
+    once_option,
     open_trace,
     policy_from,
     policy_options,
@@ -21,11 +21,11 @@ from waylend.cli.options import (
     token_option,
     trace_option,
 )
-from waylend.cli.process import freeze_memory, host_or_passed_socket
-from waylend.host import serve_guest
+from waylend.cli.process import the_compositor, until_asked_to_stop
+from waylend.host_half.half import serve_guest
 from waylend.lending.pages import PAGE_SIZE, page_count_of
 from waylend.policy import Policy
-from waylend.relay.sockets import notify_supervisor
+from waylend.vm import qemu
 
 
 @click.command("host")
@@ -36,8 +36,8 @@ from waylend.relay.sockets import notify_supervisor
 @click.option(
     "--name", metavar="NAME", default="guest", show_default=True, help="What the compositor is told of the guest."
 )
-@host_option
-@click.option("--once", is_flag=True, help="End when the compositor goes away, instead of waiting for it.")
+@compositor_option
+@once_option
 @click.option("--uid", "uids", type=int, multiple=True, metavar="UID", help="This user may be the guest's half, too.")
 @click.option("--cid", "cids", type=int, multiple=True, metavar="CID", help="Only this machine may be (vsock).")
 @click.option(
@@ -48,9 +48,7 @@ from waylend.relay.sockets import notify_supervisor
     metavar="SECONDS",
     help="The guest is lost when nothing is heard of it for so long; 0: never.",
 )
-@click.option(
-    "--control", metavar="PATH", help="Where to answer `waylend leases`. [default: in $XDG_RUNTIME_DIR/waylend]"
-)
+@control_option
 @click.option(
     "--qemu-args", is_flag=True, help="Print the options that give a QEMU machine this channel and memory, and end."
 )
@@ -62,7 +60,7 @@ def command(
     channel: str,
     bar: str | None,
     name: str,
-    host: str | None,
+    compositor: str | None,
     once: bool,
     uids: tuple[int, ...],
     cids: tuple[int, ...],
@@ -81,33 +79,25 @@ def command(
         return
 
     async def main() -> None:
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async with serve_guest(
-                channel=channel,
-                host=host_or_passed_socket(host),
-                policy=policy,
-                name=name,
-                bar_link=bar,
-                token=token_from(token_file),
-                uids=uids,
-                cids=cids,
-                once=once,
-                control=control or True,
-                silence_s=silence,
-                trace=open_trace(trace),
-            ) as running:
-                freeze_memory()
-                notify_supervisor("READY=1")
-                async with anyio.create_task_group() as tasks:
-
-                    async def until_signal() -> None:
-                        async for _ in signals:
-                            tasks.cancel_scope.cancel()
-
-                    tasks.start_soon(until_signal)
-                    await running.ended.wait()
-                    tasks.cancel_scope.cancel()
-                notify_supervisor("STOPPING=1")
+        with until_asked_to_stop() as asked_to_stop:
+            async with (
+                the_compositor(compositor) as to,
+                serve_guest(
+                    channel=channel,
+                    compositor=to,
+                    policy=policy,
+                    name=name,
+                    bar_link=bar,
+                    token=token_from(token_file),
+                    uids=uids,
+                    cids=cids,
+                    once=once,
+                    control=control or True,
+                    silence_s=silence,
+                    trace=open_trace(trace),
+                ) as half,
+            ):
+                await asked_to_stop(half.ended)
 
     anyio.run(main)
 

@@ -40,7 +40,7 @@ def shown(
             leases = domain["leases"]
             heading = Text(domain["name"], style="bold")
             heading.append(
-                f" by {domain['mechanism']}: pid {proxy['pid']}, {', '.join(proxy['listen'])} -> {proxy['host']}",
+                f" by {domain['mechanism']}: pid {proxy['pid']}, {', '.join(proxy['listen'])} -> {proxy['compositor']}",
                 style="not bold",
             )
             yield heading

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from waylend.cli.options import json_option
-from waylend.control import ask, running_proxies
+from waylend.service.control import ask, running_proxies
 
 
 @click.command("leases")

@@ -17,34 +17,60 @@ from waylend.wire.scan import Message
 Command = Callable[..., Any]
 
 
-def host_option(command: Command) -> Command:
+def compositor_option(command: Command) -> Command:
+    """``--compositor``; ``process.the_compositor`` takes it."""
     return click.option(
-        "--host",
-        metavar="SOCKET",
-        help="The compositor's socket, relative to $XDG_RUNTIME_DIR or absolute. [default: $WAYLAND_DISPLAY]",
-    )(command)
-
-
-def host_or_shim_option(command: Command) -> Command:
-    return click.option(
-        "--host",
+        "--compositor",
         metavar="SOCKET|shim",
-        help="The compositor's socket, or `shim`: a headless one of our own. [default: $WAYLAND_DISPLAY]",
+        help="The compositor's socket, relative to $XDG_RUNTIME_DIR or absolute, or `shim`: a headless one of our own. "
+        "[default: $WAYLAND_DISPLAY]",
     )(command)
 
 
-def size_option(command: Command) -> Command:
-    return click.option(
-        "--size", default="1280x800", metavar="WxH", show_default=True, help="The size of the shim's screen."
-    )(command)
+def shim_options(command: Command) -> Command:
+    """``--size`` and ``--screenshot``, of use with ``--compositor shim``; ``process.Shim`` takes them."""
+    for option in (
+        click.option(
+            "--screenshot",
+            type=click.Path(path_type=Path, dir_okay=False),
+            metavar="FILE",
+            help="Write what the shim shows at the end to a PNG file.",
+        ),
+        click.option(
+            "--size", default="1280x800", metavar="WxH", show_default=True, help="The size of the shim's screen."
+        ),
+    ):
+        command = option(command)
+    return command
 
 
-def screenshot_option(command: Command) -> Command:
+def listen_options(command: Command) -> Command:
+    """``--listen`` and ``--socket-mode``; ``process.Listening`` takes them."""
+    for option in (
+        click.option(
+            "--socket-mode",
+            metavar="OCTAL",
+            help="Permissions of the socket, like 660, for clients of another user.",
+        ),
+        click.option(
+            "--listen",
+            metavar="SOCKET",
+            help="The socket to make for clients, relative to $XDG_RUNTIME_DIR or absolute.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def once_option(command: Command) -> Command:
+    return click.option("--once", is_flag=True, help="End when the compositor goes away, instead of waiting for it.")(
+        command
+    )
+
+
+def control_option(command: Command) -> Command:
     return click.option(
-        "--screenshot",
-        type=click.Path(path_type=Path, dir_okay=False),
-        metavar="FILE",
-        help="Write what the shim shows at the end to a PNG file.",
+        "--control", metavar="PATH", help="Where to answer `waylend leases`. [default: in $XDG_RUNTIME_DIR/waylend]"
     )(command)
 
 

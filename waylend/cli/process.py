@@ -8,16 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import anyio
 import anyio.abc
+import click
 
 from waylend.errors import UsageError
-from waylend.relay.sockets import runtime_dir
+from waylend.relay.sockets import activated_sockets, notify_supervisor, runtime_dir
 
 # How long an app may take to end when it is asked to, before it is killed.
 _GRACE_S = 5.0
@@ -30,14 +31,14 @@ def freeze_memory() -> None:
     gc.freeze()
 
 
-def host_or_passed_socket(host: str | None) -> str | socket.socket | None:
+def compositor_or_passed_socket(compositor: str | None) -> str | socket.socket | None:
     """The compositor: as named, or else the connection that our parent made for us (WAYLAND_SOCKET).
 
     Removes WAYLAND_SOCKET from the environment, as libwayland does: it is used up. Raises UsageError.
     """
     number = os.environ.pop("WAYLAND_SOCKET", None)
-    if number is None or host is not None:
-        return host
+    if number is None or compositor is not None:
+        return compositor
     try:
         sock = socket.socket(fileno=int(number))
     except (ValueError, OSError) as error:
@@ -55,31 +56,84 @@ def private_place() -> str | None:
 
 
 @asynccontextmanager
-async def the_compositor(host: str | None, folder: Path, size: str, screenshot: Path | None) -> AsyncIterator[Any]:
-    """The compositor to use; a shim of our own runs until the context is left."""
-    if host != "shim":
-        yield host_or_passed_socket(host)
+async def the_compositor(
+    compositor: str | None, size: str = "1280x800", screenshot: Path | None = None
+) -> AsyncIterator[str | socket.socket | None]:
+    """The compositor to use; a shim of our own runs until the context is left. Raises UsageError."""
+    if compositor != "shim":
+        if screenshot:
+            raise click.UsageError("--screenshot needs --compositor shim")
+        yield compositor_or_passed_socket(compositor)
         return
-    path = folder / "shim-0"
-    argv = [sys.executable, "-m", "compositor_shim", "--socket", f"{path}", "--size", size]
-    if screenshot:
-        argv += ["--screenshot-on-exit", f"{screenshot}"]
-    # In a session of its own: Ctrl-C at the terminal is ours to handle, and the shim's screenshot comes last.
-    async with await anyio.open_process(
-        argv, stdin=subprocess.DEVNULL, stdout=None, stderr=None, start_new_session=True
-    ) as shim:
-        try:
-            with anyio.fail_after(_SHIM_START_S):
-                while not path.exists():
-                    if shim.returncode is not None:
-                        raise UsageError(f"the compositor shim ended with status {shim.returncode}")
-                    await anyio.sleep(0.02)
-            yield f"{path}"
-        except TimeoutError:
-            raise UsageError(f"the compositor shim made no socket within {_SHIM_START_S:g} s") from None
-        finally:
-            with anyio.CancelScope(shield=True):
-                await end_process(shim)
+    with tempfile.TemporaryDirectory(prefix="waylend-", dir=private_place()) as folder:
+        path = Path(folder) / "shim-0"
+        argv = [sys.executable, "-m", "compositor_shim", "--socket", f"{path}", "--size", size]
+        if screenshot:
+            argv += ["--screenshot-on-exit", f"{screenshot}"]
+        # In a session of its own: Ctrl-C at the terminal is ours to handle, and the shim's screenshot comes last.
+        async with await anyio.open_process(
+            argv, stdin=subprocess.DEVNULL, stdout=None, stderr=None, start_new_session=True
+        ) as shim:
+            try:
+                with anyio.fail_after(_SHIM_START_S):
+                    while not path.exists():
+                        if shim.returncode is not None:
+                            raise UsageError(f"the compositor shim ended with status {shim.returncode}")
+                        await anyio.sleep(0.02)
+                yield f"{path}"
+            except TimeoutError:
+                raise UsageError(f"the compositor shim made no socket within {_SHIM_START_S:g} s") from None
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await end_process(shim)
+
+
+@contextmanager
+def listening(listen: str | None, socket_mode: str | None) -> Iterator[tuple[str | list[socket.socket], int | None]]:
+    """Where to take clients, by ``listen_options`` or from a supervisor (LISTEN_FDS), whose sockets are closed at the end.
+
+    Raises click.UsageError.
+    """
+    try:
+        mode = None if socket_mode is None else int(socket_mode, 8)
+    except ValueError:
+        raise click.BadParameter(f"{socket_mode!r} is no octal number", param_hint="--socket-mode") from None
+    passed = activated_sockets()
+    try:
+        if bool(passed) == (listen is not None):
+            raise click.UsageError(
+                "give --listen SOCKET, or pass listening sockets (LISTEN_FDS), not both and not neither"
+            )
+        yield passed if listen is None else listen, mode
+    finally:
+        for sock in passed:
+            sock.close()
+
+
+@contextmanager
+def until_asked_to_stop() -> Iterator[Callable[[anyio.Event | None], Awaitable[None]]]:
+    """For a service: gives what is to be awaited once it is up, which tells the supervisor and returns when it is to stop.
+
+    That is at SIGINT and SIGTERM, which count from the beginning of the context on, and when the event is set that it is
+    called with.
+    """
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+
+        async def wait(ended: anyio.Event | None) -> None:
+            freeze_memory()
+            notify_supervisor("READY=1")
+            async with anyio.create_task_group() as tasks:
+
+                async def until_signal() -> None:
+                    async for _ in signals:
+                        tasks.cancel_scope.cancel()
+
+                tasks.start_soon(until_signal)
+                await (ended.wait() if ended is not None else anyio.sleep_forever())
+                tasks.cancel_scope.cancel()
+            notify_supervisor("STOPPING=1")
+
+        yield wait
 
 
 async def end_process(process: anyio.abc.Process, number: int = signal.SIGTERM) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from waylend.control import ask, running_proxies
 from waylend.errors import UsageError
+from waylend.service.control import ask, running_proxies
 
 
 @click.command("revoke")

@@ -14,29 +14,27 @@ import anyio
 import click
 
 from waylend.cli.options import (
-    host_or_shim_option,
+    compositor_option,
     open_trace,
     policy_from,
     policy_options,
-    screenshot_option,
-    size_option,
+    shim_options,
     trace_option,
 )
 from waylend.cli.process import end_process, freeze_memory, private_place, the_compositor
-from waylend.proxy import serve
+from waylend.local.proxy import serve
 
 
 @click.command("run", context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
-@host_or_shim_option
-@size_option
-@screenshot_option
+@compositor_option
+@shim_options
 @policy_options
 @trace_option
 @click.argument("app", metavar="APP", required=True)
 @click.argument("args", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
 def command(
     *,
-    host: str | None,
+    compositor: str | None,
     size: str,
     screenshot: Path | None,
     trace: str | None,
@@ -49,8 +47,6 @@ def command(
     APP sees WAYLAND_DISPLAY, and no DISPLAY: X11 would lead past the proxy.
     """
     policy = policy_from(**rules)
-    if screenshot and host != "shim":
-        raise click.UsageError("--screenshot needs --host shim")
 
     async def main() -> int:
         with (
@@ -59,8 +55,8 @@ def command(
         ):
             listen = f"{folder}/wayland-0"
             async with (
-                the_compositor(host, Path(folder), size, screenshot) as the_host,
-                serve(listen=listen, host=the_host, policy=policy, once=True, trace=open_trace(trace)),
+                the_compositor(compositor, size, screenshot) as to,
+                serve(listen=listen, compositor=to, policy=policy, once=True, trace=open_trace(trace)),
             ):
                 freeze_memory()
                 return await _run([app, *args], {"WAYLAND_DISPLAY": listen}, signals)

@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 from waylend.cli.options import json_option
-from waylend.control import ask, running_proxies
 from waylend.errors import UsageError
+from waylend.service.control import ask, running_proxies
 
 
 @click.command("top")

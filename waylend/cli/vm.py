@@ -12,16 +12,15 @@ import anyio
 import click
 
 from waylend.cli.options import (
-    host_or_shim_option,
+    compositor_option,
     open_trace,
     policy_from,
     policy_options,
-    screenshot_option,
-    size_option,
+    shim_options,
     trace_option,
 )
 from waylend.cli.process import private_place, the_compositor
-from waylend.vm import Machine, run_in_vm
+from waylend.vm.machine import Machine, run_in_vm
 
 
 @click.command("vm", context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
@@ -40,9 +39,8 @@ from waylend.vm import Machine, run_in_vm
     help="How the VM runs: with KVM, emulated (tcg), or emulated only where KVM doesn't work (auto).",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Don't say how the boot goes.")
-@host_or_shim_option
-@size_option
-@screenshot_option
+@compositor_option
+@shim_options
 @policy_options
 @trace_option
 @click.argument("app", metavar="APP", required=True)
@@ -56,7 +54,7 @@ def command(
     rw_home: bool,
     accel: str,
     quiet: bool,
-    host: str | None,
+    compositor: str | None,
     size: str,
     screenshot: Path | None,
     trace: str | None,
@@ -69,8 +67,6 @@ def command(
     APP runs as you, in a machine with this system's kernel and files; what it changes is forgotten when it ends, and it has
     no network. Ctrl-C ends the VM.
     """
-    if screenshot and host != "shim":
-        raise click.UsageError("--screenshot needs --host shim")
     policy = policy_from(**rules)
     verbose = click.get_current_context().find_root().params.get("verbose", 0)
     machine = Machine(kernel, memory, cpus, network, rw_home, accel, verbose)
@@ -84,12 +80,12 @@ def command(
             anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals,
             tempfile.TemporaryDirectory(prefix="waylend-", dir=private_place()) as folder,
         ):
-            async with the_compositor(host, Path(folder), size, screenshot) as the_host:
+            async with the_compositor(compositor, size, screenshot) as to:
                 return await run_in_vm(
                     [app, *args],
                     machine,
                     folder=Path(folder),
-                    host=the_host,
+                    compositor=to,
                     policy=policy,
                     signals=signals,
                     say=say,

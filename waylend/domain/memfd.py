@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 from waylend.backing.base import Backing
 from waylend.domain.base import DomainStats, LeaseStats, revoke_each
-from waylend.domain.book import Book
+from waylend.domain.lease_book import LeaseBook
 from waylend.errors import BackingLost, LeaseEnded
 from waylend.lending.lease import (
     ABSENT,
@@ -39,7 +39,7 @@ from waylend.lending.lease import (
     LossPolicy,
     Protection,
 )
-from waylend.lending.p2m import EventKind, EventLog
+from waylend.lending.p2m import EventLog, LendingEventKind
 from waylend.lending.pages import PAGE_SHIFT, PageRange
 
 # fcntl(2) and its seals, which the ``fcntl`` module of Python 3.11 lacks (linux/fcntl.h).
@@ -76,7 +76,7 @@ class MemfdDomain:
         self.events = EventLog()
         # Reentrant: a backing may take pages away while we read it.
         self._lock = threading.RLock()
-        self._book = Book(
+        self._book = LeaseBook(
             name,
             aperture_pages,
             read_only=read_only,
@@ -106,7 +106,7 @@ class MemfdDomain:
                 backing, offset_bytes=offset_bytes, size_bytes=size_bytes, protection=protection, loss=loss, name=name
             )
             self._lent[lease.lease_id] = _Lent(lease, backing)
-        self.events.emit(EventKind.LENT, lease, PageRange(0, lease.page_count))
+        self.events.emit(LendingEventKind.LENT, lease, PageRange(0, lease.page_count))
         return lease
 
     def open_lease(self, lease: Lease) -> int:
@@ -127,7 +127,7 @@ class MemfdDomain:
                 raise LeaseEnded(f"lease {lease.lease_id} of domain {self.name} is over")
             taken = self._cut_off(lent)
             lease.revocations += 1
-        self.events.emit(EventKind.REVOKED, lease, PageRange(0, lease.page_count))
+        self.events.emit(LendingEventKind.REVOKED, lease, PageRange(0, lease.page_count))
         return taken
 
     def revoke_all(self) -> int:
@@ -177,7 +177,7 @@ class MemfdDomain:
                 os.close(lent.memfd)
             let_go = self._book.leave(lease, lent.backing)
         let_go()
-        self.events.emit(EventKind.ENDED, lease, PageRange(0, lease.page_count))
+        self.events.emit(LendingEventKind.ENDED, lease, PageRange(0, lease.page_count))
 
     def _on_invalidate(self, key: Hashable, pages: PageRange) -> None:
         with self._lock:
@@ -197,7 +197,7 @@ class MemfdDomain:
                 try:
                     content = lent.backing.read(lease.to_backing(pages))
                 except BackingLost:
-                    self.events.emit(EventKind.LOST, lease, pages)
+                    self.events.emit(LendingEventKind.LOST, lease, pages)
                     if lease.loss is LossPolicy.FAULT:
                         raise
                     content, state = bytes(pages.page_count << PAGE_SHIFT), LOST

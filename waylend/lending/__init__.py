@@ -1,0 +1,1 @@
+"""The lender's book, and the protocol by which pages come and go. No system call is made here."""

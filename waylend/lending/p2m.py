@@ -28,7 +28,7 @@ from waylend.lending.lease import ABSENT, LOST, PRESENT, RESOLVING, Lease, Lease
 from waylend.lending.pages import PAGE_SIZE, PageRange
 
 
-class EventKind(enum.Enum):
+class LendingEventKind(enum.Enum):
     LENT = "lent"
     FAULTED = "faulted"
     SERVED = "served"
@@ -37,13 +37,13 @@ class EventKind(enum.Enum):
     ENDED = "ended"
 
 
-_FAULTS = (EventKind.FAULTED, EventKind.SERVED)
+_FAULTS = (LendingEventKind.FAULTED, LendingEventKind.SERVED)
 
 
-class Event(NamedTuple):
+class LendingEvent(NamedTuple):
     """One thing that happened to ``page_count`` pages of a lease from ``page`` on (from 0). ``time_ns`` is monotonic."""
 
-    kind: EventKind
+    kind: LendingEventKind
     time_ns: int
     domain_name: str
     lease_id: int
@@ -51,7 +51,7 @@ class Event(NamedTuple):
     page_count: int
 
 
-Observer = Callable[[Event], None]
+Observer = Callable[[LendingEvent], None]
 
 #: What an invalidation makes of a page's state. Whoever resolves a page finds out by the sequence counter that he must start
 #: again; were the page absent meanwhile, a second fault would resolve it at the same time.
@@ -67,7 +67,7 @@ class EventLog:
     """
 
     def __init__(self, keep: int = 1024) -> None:
-        self._recent: deque[Event] = deque(maxlen=keep)
+        self._recent: deque[LendingEvent] = deque(maxlen=keep)
         self._observers: tuple[tuple[Observer, bool], ...] = ()
         #: Read by hot paths: is anybody watching faults?
         self.watched = False
@@ -84,8 +84,8 @@ class EventLog:
 
         return unwatch
 
-    def emit(self, kind: EventKind, lease: Lease, pages: PageRange) -> None:
-        event = Event(
+    def emit(self, kind: LendingEventKind, lease: Lease, pages: PageRange) -> None:
+        event = LendingEvent(
             kind, time.monotonic_ns(), lease.domain_name, lease.lease_id, pages.start, pages.end - pages.start
         )
         self._recent.append(event)
@@ -94,7 +94,7 @@ class EventLog:
             if wants_faults or not is_fault:
                 observer(event)
 
-    def recent(self) -> list[Event]:
+    def recent(self) -> list[LendingEvent]:
         return list(self._recent)
 
 
@@ -278,7 +278,7 @@ class P2M:
         already. Raises LeaseEnded.
         """
         pages = PageRange(page, page + 1)
-        self._watch(EventKind.FAULTED, lease, pages)
+        self._watch(LendingEventKind.FAULTED, lease, pages)
         while True:
             with self.lock:
                 while lease.state is not LeaseState.ENDED and (
@@ -319,10 +319,10 @@ class P2M:
             if stale:
                 continue
             if lost is not None:
-                self.events.emit(EventKind.LOST, lease, pages)
+                self.events.emit(LendingEventKind.LOST, lease, pages)
                 if content is None:
                     raise lost
-            self._watch(EventKind.SERVED, lease, pages)
+            self._watch(LendingEventKind.SERVED, lease, pages)
             return True
 
     @staticmethod
@@ -364,6 +364,6 @@ class P2M:
                 again()
         return taken
 
-    def _watch(self, kind: EventKind, lease: Lease, pages: PageRange) -> None:
+    def _watch(self, kind: LendingEventKind, lease: Lease, pages: PageRange) -> None:
         if self.events.watched:
             self.events.emit(kind, lease, pages)

@@ -1,0 +1,1 @@
+"""Moves messages between a client and a compositor: loop, endpoints, sessions."""

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Event:
+class RelayEvent:
     """``session_id`` counts the clients of one relay from 1."""
 
     session_id: int
 
 
 @dataclass(frozen=True)
-class SessionOpened(Event):
+class SessionOpened(RelayEvent):
     """A client connected. ``pid`` and ``uid`` are as the kernel says (SO_PEERCRED), in the relay's own namespaces."""
 
     pid: int
@@ -21,19 +21,19 @@ class SessionOpened(Event):
 
 
 @dataclass(frozen=True)
-class SessionEnded(Event):
+class SessionEnded(RelayEvent):
     """``reason`` is empty for an ordinary end."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class WindowOpened(Event):
+class WindowOpened(RelayEvent):
     object_id: int
 
 
 @dataclass(frozen=True)
-class WindowNamed(Event):
+class WindowNamed(RelayEvent):
     """A window got its title or its app id, as the client gave it (the policy's prefix is not in it)."""
 
     object_id: int
@@ -42,12 +42,12 @@ class WindowNamed(Event):
 
 
 @dataclass(frozen=True)
-class WindowClosed(Event):
+class WindowClosed(RelayEvent):
     object_id: int
 
 
 @dataclass(frozen=True)
-class LeaseLent(Event):
+class LeaseLent(RelayEvent):
     """A client got lent memory for the first time: a lease of its own, or one that others have, too."""
 
     lease_id: int
@@ -56,7 +56,7 @@ class LeaseLent(Event):
 
 
 @dataclass(frozen=True)
-class LeaseReturned(Event):
+class LeaseReturned(RelayEvent):
     """The client's end gave the lease back; it ends when nobody else has it."""
 
     lease_id: int

@@ -12,12 +12,12 @@ from waylend.domain.base import Domain
 from waylend.errors import LimitExceeded, ProtocolError
 from waylend.policy import Policy
 from waylend.relay.endpoint import End, Endpoint, ReceiveBuffer
-from waylend.relay.events import Event
+from waylend.relay.events import RelayEvent
 from waylend.relay.interpose import Interposer
 from waylend.relay.interpose.lent_files import FileLender, LentFiles
 from waylend.relay.interpose.registry import GlobalFilter, Registry
-from waylend.relay.interpose.shm import Shm
-from waylend.relay.interpose.toplevel import Toplevel
+from waylend.relay.interpose.shm import ShmPools
+from waylend.relay.interpose.toplevel import Toplevels
 from waylend.relay.loop import EPOLLIN, EPOLLOUT, Loop
 from waylend.relay.session import Session, Trace, credentials_of, error_event
 from waylend.wire.objects import DISPLAY_ID, Catalogue
@@ -45,9 +45,9 @@ def for_local_guests(
     lender = FileLender(domain)
 
     def make(session: Session) -> Iterable[Interposer]:
-        return Registry(session, global_filter), LentFiles(session, lender), Shm(session), Toplevel(session)
+        return Registry(session, global_filter), LentFiles(session, lender), ShmPools(session), Toplevels(session)
 
-    return (Registry, LentFiles, Shm, Toplevel), make
+    return (Registry, LentFiles, ShmPools, Toplevels), make
 
 
 class Relay:
@@ -55,7 +55,7 @@ class Relay:
 
     ``connect`` makes a new connection to the compositor, non-blocking, and may raise OSError. ``interposers`` are the types,
     and what makes them for a session; by default those for local guests, whose leases are of ``domain``. ``observer`` is
-    called in the loop's thread with each Event.
+    called in the loop's thread with each RelayEvent.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Relay:
         connect: Callable[[], socket.socket | End],
         domain: Domain | None = None,
         interposers: tuple[tuple[type[Interposer], ...], MakeInterposers] | None = None,
-        observer: Callable[[Event], None] | None = None,
+        observer: Callable[[RelayEvent], None] | None = None,
         trace: Trace | None = None,
     ) -> None:
         self.loop = loop
@@ -155,7 +155,7 @@ class Relay:
         endpoint.send(memoryview(error_event(self.catalogue.display, error)))
         self.send_last_words(endpoint)
 
-    def emit(self, event: Event) -> None:
+    def emit(self, event: RelayEvent) -> None:
         if self._observer is not None:
             self._observer(event)
 

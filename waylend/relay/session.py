@@ -13,7 +13,7 @@ from typing import Protocol
 from waylend.errors import LimitExceeded, PeerError, ProtocolError
 from waylend.policy import Policy
 from waylend.relay.endpoint import End, ReceiveBuffer, close_all
-from waylend.relay.events import Event, SessionEnded, SessionOpened
+from waylend.relay.events import RelayEvent, SessionEnded, SessionOpened
 from waylend.relay.interpose import Hook, Interposer
 from waylend.relay.loop import EPOLLIN, EPOLLOUT, Loop
 from waylend.wire.codec import encode
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 Trace = Callable[[int, bool, Message[int]], None]
 
 
-class Surroundings(Protocol):
+class RelayContext(Protocol):
     """What a session needs of the relay that it lives in."""
 
     loop: Loop
@@ -35,7 +35,7 @@ class Surroundings(Protocol):
     trace: Trace | None
 
     def interposers_for(self, session: Session) -> Iterable[Interposer]: ...
-    def emit(self, event: Event) -> None: ...
+    def emit(self, event: RelayEvent) -> None: ...
     def send_last_words(self, endpoint: End) -> None: ...
     def session_ended(self, session: Session) -> None: ...
 
@@ -48,7 +48,7 @@ class Session:
 
     def __init__(
         self,
-        relay: Surroundings,
+        relay: RelayContext,
         session_id: int,
         client: End,
         compositor: End,

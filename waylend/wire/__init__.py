@@ -1,0 +1,1 @@
+"""Bytes to messages and back, by tables. No socket, no clock; descriptors are opaque tokens."""

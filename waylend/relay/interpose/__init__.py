@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import ClassVar, Protocol
 
 from waylend.policy import Policy
-from waylend.relay.events import Event
+from waylend.relay.events import RelayEvent
 from waylend.wire.objects import ObjectMap
 from waylend.wire.scan import Hook, Message, NotYet
 
@@ -25,7 +25,7 @@ class Client(Protocol):
     policy: Policy
     objects: ObjectMap
 
-    def emit(self, event: Event) -> None:
+    def emit(self, event: RelayEvent) -> None:
         """Tells the relay's observer."""
 
     def resume(self) -> None:

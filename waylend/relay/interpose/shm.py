@@ -30,7 +30,7 @@ _SERVED_ELSEWHERE = {
 }
 
 
-class Shm(Interposer):
+class ShmPools(Interposer):
     REQUESTS: ClassVar = ("wl_shm.create_pool",)
 
     def __init__(self, client: Client) -> None:

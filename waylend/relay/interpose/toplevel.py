@@ -13,7 +13,7 @@ from waylend.wire.codec import encode
 _MAX_TEXT_BYTES = 4096 - 8 - 4 - 1
 
 
-class Toplevel(Interposer):
+class Toplevels(Interposer):
     REQUESTS: ClassVar = (
         "xdg_surface.get_toplevel",
         "xdg_toplevel.destroy",

@@ -1,0 +1,76 @@
+"""Regions of leases: disjoint, within them, and leases go back when nothing is in them."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from waylend.guest_half.arena import MIN_LEASE_PAGES, Arena, LentRegion
+
+
+class Asked:
+    """A lease that the host grants at once, unless it is told to wait."""
+
+    next_gfn = 0
+
+    def __init__(self, page_count: int) -> None:
+        self.page_count = page_count
+        self.gfn = Asked.next_gfn
+        Asked.next_gfn += page_count
+        self.failure = ""
+        self.given_back = False
+
+    def give_back(self) -> None:
+        assert not self.given_back
+        self.given_back = True
+        self.failure = "given back"
+
+
+def arena() -> tuple[Arena, list[Asked]]:
+    leases: list[Asked] = []
+
+    def ask(page_count: int) -> Asked:
+        leases.append(Asked(page_count))
+        return leases[-1]
+
+    return Arena(ask), leases
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 200), st.integers(0, 30)), max_size=60))
+def test_regions_are_disjoint_and_in_leases_that_are_ours(steps: list[tuple[bool, int, int]]) -> None:
+    book, leases = arena()
+    regions: list[LentRegion] = []
+    for takes, page_count, which in steps:
+        if takes or not regions:
+            regions.append(book.take(page_count))
+        else:
+            regions.pop(which % len(regions)).free()
+        book.check()
+        pages = [page for region in regions for page in range(region.gfn, region.gfn + region.page_count)]
+        assert len(pages) == len(set(pages))
+        ours = {page for one in leases if not one.given_back for page in range(one.gfn, one.gfn + one.page_count)}
+        assert set(pages) <= ours
+    for region in regions:
+        region.free()
+    # One may be kept for the next buffer.
+    assert sum(not lease.given_back for lease in leases) <= 1
+
+
+def test_small_regions_share_a_lease() -> None:
+    book, leases = arena()
+    for _ in range(MIN_LEASE_PAGES):
+        book.take(1)
+    assert len(leases) == 1
+    book.take(1)
+    assert len(leases) == 2
+
+
+def test_a_lease_that_is_over_is_not_used_again() -> None:
+    book, leases = arena()
+    region = book.take(100)
+    leases[0].failure = "the host has ended the lease"
+    assert region.failure
+    assert not book.take(100).failure
+    region.free()
+    book.check()
+    assert not leases[0].given_back

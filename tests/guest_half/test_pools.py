@@ -1,0 +1,88 @@
+"""wl_shm in a guest half: what is drawn is in lent memory before the compositor hears of it, and when that was taken away."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.guest_half.drawing import BUFFER, HEIGHT, POOL, SIZE_BYTES, WIDTH, Drawing, message
+from tests.relay.between import open_fds
+from waylend.errors import ProtocolError
+
+SURFACE = 10
+
+
+@pytest.fixture
+def drawing() -> Iterator[Drawing]:
+    before = open_fds()
+    drawing = Drawing()
+    yield drawing
+    drawing.close()
+    assert open_fds() == before
+
+
+def commit(drawing: Drawing, damaged_width: int, damaged_height: int) -> None:
+    drawing.pools.attach(message("wl_surface.attach", SURFACE, BUFFER, 0, 0))
+    drawing.pools.damage_buffer(message("wl_surface.damage_buffer", SURFACE, 0, 0, damaged_width, damaged_height))
+    drawing.pools.commit(message("wl_surface.commit", SURFACE))
+
+
+def show(drawing: Drawing, octet: int) -> None:
+    """Draws the buffer and commits it whole."""
+    drawing.draw(octet)
+    commit(drawing, WIDTH, HEIGHT)
+
+
+def test_a_commit_copies_what_was_drawn(drawing: Drawing) -> None:
+    show(drawing, 1)
+    assert drawing.shown == b"\1" * SIZE_BYTES
+
+
+def test_what_may_be_on_the_screen_is_copied_again_when_it_is_lost(drawing: Drawing) -> None:
+    show(drawing, 1)
+    drawing.memory.lose()
+    assert drawing.shown == b"\1" * SIZE_BYTES
+
+
+def test_what_was_released_is_copied_whole_at_its_next_use(drawing: Drawing) -> None:
+    show(drawing, 1)
+    drawing.pools.release(message("wl_buffer.release", BUFFER))
+    drawing.memory.lose()
+    assert drawing.shown == bytes(SIZE_BYTES)
+    commit(drawing, 1, 1)
+    assert drawing.shown == b"\1" * SIZE_BYTES
+
+
+def test_a_destroyed_buffer_is_copied_again_for_as_long_as_it_may_be_on_the_screen(drawing: Drawing) -> None:
+    show(drawing, 1)
+    drawing.pools.destroy(message("wl_buffer.destroy", BUFFER))
+    drawing.pools.destroy(message("wl_shm_pool.destroy", POOL))
+    drawing.memory.lose()
+    assert drawing.shown == b"\1" * SIZE_BYTES
+    fds = open_fds()
+    drawing.pools.destroy(message("wl_surface.destroy", SURFACE))
+    for call in drawing.memory.later:
+        call()
+    assert len(open_fds()) == len(fds) - 1, "nobody needs the pool's file any more"
+    drawing.memory.lose()
+    assert drawing.shown == bytes(SIZE_BYTES)
+
+
+def test_a_client_that_ends_in_between_leaves_nothing(drawing: Drawing) -> None:
+    show(drawing, 1)
+    drawing.pools.destroy(message("wl_buffer.destroy", BUFFER))
+    drawing.pools.destroy(message("wl_surface.destroy", SURFACE))
+    drawing.pools.close()
+    for call in drawing.memory.later:
+        call()
+
+
+def test_a_pool_that_was_cut_short_when_memory_is_lost_ends_its_client_at_its_next_use(drawing: Drawing) -> None:
+    show(drawing, 1)
+    os.ftruncate(drawing.fd, 0)
+    drawing.memory.fails = "the pool's file was cut short"
+    drawing.memory.lose()
+    with pytest.raises(ProtocolError, match="cut short"):
+        drawing.pools.commit(message("wl_surface.commit", SURFACE))

@@ -1,0 +1,1 @@
+"""A guest of KVM whose VMM embeds us: memory slots over an address range that userfaultfd watches."""

@@ -1,0 +1,303 @@
+"""The guest half: a Wayland socket in a guest, whose clients reach the host's compositor through a channel and lent memory.
+
+It maps the aperture (in a VM: a PCI BAR) and copies into it what clients draw. It never reads or writes that mapping
+itself: the kernel copies between it and files (preadv, pwrite), so that a page that can't be had is an error.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import functools
+import logging
+import os
+import socket
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from waylend.channel.connection import ChannelConnection
+from waylend.channel.halves import GuestEnd
+from waylend.channel.transport import Address, open_to_host
+from waylend.errors import PeerError
+from waylend.guest_half.arena import AskedLease
+from waylend.guest_half.bar import Bar, find_bar
+from waylend.guest_half.capture import Captures
+from waylend.guest_half.leases import LeaseAsked
+from waylend.guest_half.pools import Pools
+from waylend.lending.pages import PAGE_SHIFT
+from waylend.policy import NOT_ACROSS_MACHINES, Policy
+from waylend.relay.interpose import Interposer
+from waylend.relay.interpose.registry import GlobalFilter, Registry
+from waylend.relay.loop import Loop
+from waylend.relay.relay import MakeInterposers, Relay
+from waylend.relay.session import Session, Trace
+from waylend.service.in_thread import beating, listening_sockets, make_room_for_fds, running, single_errors
+from waylend.wire.spec import InterfaceSpec
+from waylend.wire.tables import load_tables
+
+logger = logging.getLogger(__name__)
+
+_RETRY_S = 0.2
+_MAX_RETRY_S = 2.0
+#: Files of the compositor whose copies are kept for the next client.
+_MAX_FILES = 64
+# fcntl(2) and its seals, which the ``fcntl`` module of Python 3.11 lacks (linux/fcntl.h).
+_F_ADD_SEALS = 1033
+_ALL_SEALS = 0x1 | 0x2 | 0x4 | 0x8  # seal, shrink, grow, write
+
+
+class GuestHalf:
+    """Lives in the loop's thread, with the relay. ``Attachments`` and ``pools.ApertureAccess`` are its two faces."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        tables: Mapping[str, InterfaceSpec],
+        address: Address,
+        bar_path: str,
+        policy: Policy,
+        token: str = "",
+        trace: Trace | None = None,
+        silence_s: float = 30.0,
+    ) -> None:
+        self._loop = loop
+        self._address = address
+        self._bar_path = bar_path
+        self._token = token
+        self._silence_s = silence_s
+        self._end: GuestEnd | None = None
+        self._bar: Bar | None = None
+        self._retry_s = _RETRY_S
+        self._complaint = ""
+        self._closed = False
+        self._pools_passed: set[int] = set()
+        #: Sealed copies of the compositor's files, by lease.
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._sessions: dict[int, ChannelConnection] = {}
+        self._tables = tables
+        # What a guest may see is the host half's business; what can't cross is announced by none.
+        self._policy = policy.with_changes(allow=("*",), deny=NOT_ACROSS_MACHINES)
+        self.relay = Relay(
+            loop,
+            tables=tables,
+            policy=self._policy,
+            connect=self._connect,
+            interposers=self._interposers(),
+            trace=trace,
+        )
+
+    def _interposers(self) -> tuple[tuple[type[Interposer], ...], MakeInterposers]:
+        global_filter = GlobalFilter(self._tables, self._policy)
+
+        def make(session: Session) -> Iterable[Interposer]:
+            assert isinstance(session.compositor, ChannelConnection)
+            self._sessions[session.session_id] = session.compositor
+            pools = Pools(session, self)
+            return Registry(session, global_filter), pools, Captures(pools)
+
+        return (Registry, Pools, Captures), make
+
+    # The host half
+
+    def open(self) -> None:
+        """Connects to the host half, and again whenever it is gone."""
+        if self._closed or self._end is not None:
+            return
+        try:
+            fd = open_to_host(self._address)
+        except OSError as error:
+            self._try_again(f"no host half at {self._address}: {error.strerror or error}")
+            return
+        self._end = GuestEnd(
+            self._loop,
+            fd,
+            attachments=self,
+            on_ready=self._on_ready,
+            on_file_ended=self._forget_file,
+            on_over=self._on_over,
+            token=self._token,
+            is_port=self._address.kind == "port",
+            silence_s=self._silence_s,
+        )
+
+    def _on_ready(self, page_count: int) -> None:
+        try:
+            self._bar = Bar(self._bar_path, page_count)
+        except (OSError, PeerError) as error:
+            assert self._end is not None
+            self._end.channel.fail(f"can't map the aperture: {error}")
+            return
+        self._retry_s = _RETRY_S
+        if self._complaint:
+            logger.warning("the host half is there")
+            self._complaint = ""
+
+    def _on_over(self, why: str) -> None:
+        self._end = None
+        self._let_go()
+        self._try_again(why)
+
+    def _try_again(self, why: str) -> None:
+        if self._closed:
+            return
+        if why != self._complaint:
+            logger.warning("%s: waiting for it", why)
+            self._complaint = why
+        self._loop.call_later(self._retry_s, self.open)
+        self._retry_s = min(self._retry_s * 1.5, _MAX_RETRY_S)
+
+    def _let_go(self) -> None:
+        """Everything that was the old host half's: all connections have ended."""
+        for lease in list(self._files):
+            self._forget_file(lease)
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.close()
+
+    def beat(self, elapsed_s: float) -> None:
+        """To be called every ``elapsed_s`` in the loop's thread."""
+        if self._end is not None and self._end.ready:
+            self._end.beat(elapsed_s)
+
+    def _connect(self) -> ChannelConnection:
+        if self._end is None or self._bar is None:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "the host half is not there")
+        return self._end.connect()
+
+    # Attachments
+
+    def attach(self, connection: ChannelConnection, fd: int) -> bool:
+        if fd not in self._pools_passed:
+            return False
+        self._pools_passed.remove(fd)
+        connection.tell("attach_aperture")
+        return True
+
+    def open_aperture(self, _connection: ChannelConnection) -> int:
+        raise PeerError("a host half attaches no aperture")
+
+    def open_file(self, _connection: ChannelConnection, lease: int, gfn: int, size_bytes: int) -> int:
+        """What the compositor handed out, as a sealed file of our own: a client may keep it for as long as it likes."""
+        if not size_bytes:
+            return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        if lease in self._files:
+            self._files.move_to_end(lease)
+        else:
+            self._files[lease] = self._sealed_copy(gfn, size_bytes)
+            if len(self._files) > _MAX_FILES:
+                self._forget_file(next(iter(self._files)))
+        # Opened anew for reading only: kernels before 6.7 let nobody map a sealed file for reading through a descriptor
+        # that could write.
+        return os.open(f"/proc/self/fd/{self._files[lease]}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def _sealed_copy(self, gfn: int, size_bytes: int) -> int:
+        if self._bar is None or (gfn << PAGE_SHIFT) + size_bytes > self._bar.size_bytes:
+            raise PeerError(f"the host half lent {size_bytes} bytes at page {gfn}, which are not in the aperture")
+        fd = os.memfd_create("waylend-file", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, size_bytes)
+            failure = self._bar.copy_out(fd, 0, gfn << PAGE_SHIFT, size_bytes)
+            if failure:
+                raise PeerError(f"a file of the compositor: {failure}")
+            fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _forget_file(self, lease: int) -> None:
+        fd = self._files.pop(lease, -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def lease_asked(self, _connection: ChannelConnection, _object_id: int, _page_count: int) -> None:
+        raise PeerError("a host half asks for no leases")
+
+    def connection_over(self, connection: ChannelConnection) -> None:
+        for session_id in [number for number, one in self._sessions.items() if one is connection]:
+            del self._sessions[session_id]
+
+    # pools.ApertureAccess
+
+    def pool_passed(self, fd: int) -> None:
+        self._pools_passed.add(fd)
+
+    def ask(
+        self, session_id: int, page_count: int, on_change: Callable[[], None], on_loss: Callable[[AskedLease], None]
+    ) -> AskedLease:
+        connection = self._sessions[session_id]
+        return LeaseAsked(connection.channel, connection, page_count, on_change, on_loss)
+
+    def copy_in(self, fd: int, file_offset: int, aperture_offset: int, spans: Iterable[tuple[int, int]]) -> str:
+        if self._bar is None:
+            return "the host half is gone"
+        return self._bar.copy_in(fd, file_offset, aperture_offset, spans)
+
+    def copy_out(self, fd: int, file_offset: int, aperture_offset: int, size_bytes: int) -> str:
+        if self._bar is None:
+            return "the host half is gone"
+        return self._bar.copy_out(fd, file_offset, aperture_offset, size_bytes)
+
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> object:
+        return self._loop.call_later(delay_s, call)
+
+    def close(self) -> None:
+        """In the loop's thread, or after it has ended."""
+        self._closed = True
+        self.relay.close()
+        end, self._end = self._end, None
+        if end is not None:
+            end.close()
+        self._let_go()
+
+
+@dataclass
+class Guest:
+    """A running guest half."""
+
+    listen_paths: tuple[Path, ...]
+
+
+@asynccontextmanager
+async def guest_half(
+    *,
+    listen: str | Sequence[socket.socket],
+    channel: str,
+    bar: str | None = None,
+    token: str = "",
+    policy: Policy | None = None,
+    socket_mode: int | None = None,
+    silence_s: float = 30.0,
+    trace: Trace | None = None,
+) -> AsyncIterator[Guest]:
+    """Runs the guest half until the context is left; then every client gets its end.
+
+    ``listen``: a socket name to make, or listening sockets. ``channel``: where the host half is (``transport``). ``bar``: the
+    aperture's file; by default the PCI device that a VMM gave this machine. Of ``policy`` the limits count: what a guest may
+    see is the host half's business. Raises UsageError, Unavailable.
+    """
+    address = Address.parse(channel)
+    make_room_for_fds()
+    async with single_errors(), AsyncExitStack() as stack:
+        sockets, paths = listening_sockets(stack, listen, socket_mode)
+        loop = Loop()
+        half = GuestHalf(
+            loop,
+            tables=load_tables(),
+            address=address,
+            bar_path=bar or find_bar(),
+            policy=policy or Policy(),
+            token=token,
+            trace=trace,
+            silence_s=silence_s,
+        )
+        loop.call(half.open)
+        for sock in sockets:
+            loop.call(functools.partial(half.relay.listen, sock))
+        await stack.enter_async_context(running(loop, half.close))
+        await stack.enter_async_context(beating(loop, half.beat))
+        yield Guest(paths)

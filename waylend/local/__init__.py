@@ -1,0 +1,1 @@
+"""A proxy for a local guest: a process, a container, another user."""

@@ -1,0 +1,122 @@
+"""The compositor in front of which a half or a proxy stands: where sessions connect to, and whether it is there."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import secrets
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.abc
+
+from waylend.errors import CompositorError
+from waylend.relay.sockets import connector, socket_path
+from waylend.service.compositor_link import CompositorLink, compositor_link
+from waylend.wire.spec import InterfaceSpec
+
+logger = logging.getLogger(__name__)
+
+_LOOK_AGAIN_S = 0.2
+
+
+class CompositorSocket:
+    """Where sessions connect to just now: its own socket, or one on which it knows them as a guest's."""
+
+    def __init__(self, where: Path | socket.socket) -> None:
+        self.path = where if isinstance(where, Path) else None
+        self.connect = connector(where) if isinstance(where, Path) else _connected_once(where)
+
+    @classmethod
+    def named(cls, name: str | socket.socket | None) -> CompositorSocket:
+        """By its socket's name (default $WAYLAND_DISPLAY), or a socket that is connected to it. Raises UsageError."""
+        if isinstance(name, socket.socket):
+            return cls(name)
+        return cls(socket_path(name or os.environ.get("WAYLAND_DISPLAY") or "wayland-0"))
+
+    def new_connection(self) -> socket.socket:
+        return self.connect()
+
+
+async def keep_in_touch(
+    compositor: CompositorSocket,
+    gone: anyio.Event,
+    tables: Mapping[str, InterfaceSpec],
+    app_id: str,
+    once: bool,
+    *,
+    task_status: anyio.abc.TaskStatus[None],
+) -> None:
+    """Knows whether the compositor is there, and comes back to it. Started once it has looked for the first time.
+
+    With ``once`` it sets ``gone`` instead of coming back, and raises CompositorError when it isn't there to begin with.
+    """
+    assert compositor.path is not None
+    status: anyio.abc.TaskStatus[None] | None = task_status
+    waiting = False
+    while True:
+        try:
+            async with _linked(compositor, tables, app_id) as link:
+                if waiting:
+                    logger.warning("the compositor at %s is there", compositor.path)
+                waiting = False
+                if status is not None:
+                    status.started()
+                    status = None
+                await link.wait_closed()
+                why = "it closed the connection"
+        except CompositorError as error:
+            why = f"{error}"
+        if once and status is not None:
+            raise CompositorError(f"no compositor at {compositor.path}: {why}")
+        if once:
+            logger.warning("the compositor at %s is gone", compositor.path)
+            gone.set()
+            return
+        if not waiting:
+            logger.warning("no compositor at %s (%s): waiting for it", compositor.path, why)
+            waiting = True
+        if status is not None:
+            status.started()
+            status = None
+        await anyio.sleep(_LOOK_AGAIN_S)
+
+
+@asynccontextmanager
+async def _linked(
+    compositor: CompositorSocket, tables: Mapping[str, InterfaceSpec], app_id: str
+) -> AsyncIterator[CompositorLink]:
+    """A link to the compositor, and sessions connect as a guest's where it can tell. Raises CompositorError."""
+    assert compositor.path is not None
+    try:
+        async with AsyncExitStack() as stack:
+            link = await stack.enter_async_context(compositor_link(compositor.path, tables))
+            compositor.connect = connector(compositor.path)
+            if link.offers_security_context:
+                private_dir = stack.enter_context(
+                    tempfile.TemporaryDirectory(prefix="waylend-", dir=compositor.path.parent)
+                )
+                path = Path(private_dir) / "context"
+                instance_id = f"{os.getpid()}-{secrets.token_hex(4)}"
+                await stack.enter_async_context(link.security_context(path, app_id=app_id, instance_id=instance_id))
+                compositor.connect = connector(path)
+            yield link
+    except OSError as error:
+        raise CompositorError(error.strerror or f"{error}") from error
+
+
+def _connected_once(sock: socket.socket) -> Callable[[], socket.socket]:
+    """For a compositor that comes as a connected socket (WAYLAND_SOCKET): it is the first client's, and then used up."""
+    left = [sock]
+
+    def connect() -> socket.socket:
+        if not left:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "the socket that was passed serves one client only")
+        return left.pop()
+
+    return connect

@@ -1,0 +1,132 @@
+"""What anyio does around a loop's thread: runs it, hears of its events, cleans up after it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import secrets
+import socket
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from waylend.errors import UsageError
+from waylend.relay.events import RelayEvent
+from waylend.relay.loop import Loop
+from waylend.relay.sockets import ListeningSocket, socket_path
+from waylend.service.control import control_dir
+
+logger = logging.getLogger(__name__)
+
+_BEAT_S = 5.0
+
+
+@asynccontextmanager
+async def single_errors() -> AsyncIterator[None]:
+    """A task group wraps every error into a group; whoever uses our contexts should not have to know that there is one."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from None
+
+
+@asynccontextmanager
+async def running(loop: Loop, close: Callable[[], None]) -> AsyncIterator[None]:
+    """The loop's thread, until the context is left; it ends with ``close`` and the loop's own end."""
+
+    def run() -> None:
+        try:
+            loop.run()
+        finally:
+            close()
+            loop.close()
+
+    thread = threading.Thread(target=run, name="relay")
+    thread.start()
+    try:
+        yield
+    finally:
+        loop.stop()
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(thread.join)
+
+
+@asynccontextmanager
+async def called_in_this_thread(on_event: Callable[[RelayEvent], None]) -> AsyncIterator[Callable[[RelayEvent], None]]:
+    """An observer for the relay's thread; what it is told reaches ``on_event`` in the event loop's."""
+    arrived: deque[RelayEvent] = deque()
+    wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def observe(event: RelayEvent) -> None:
+        arrived.append(event)
+        os.eventfd_write(wake_fd, 1)
+
+    def deliver() -> None:
+        while arrived:
+            on_event(arrived.popleft())
+
+    async def pass_on() -> None:
+        while True:
+            await anyio.wait_readable(wake_fd)
+            os.eventfd_read(wake_fd)
+            deliver()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(pass_on)
+            yield observe
+            tasks.cancel_scope.cancel()
+        deliver()
+    finally:
+        os.close(wake_fd)
+
+
+@asynccontextmanager
+async def beating(loop: Loop, beat: Callable[[float], None]) -> AsyncIterator[None]:
+    """Calls ``beat(seconds since the last)`` in the loop's thread every few seconds, until the context is left."""
+
+    async def keep_beating() -> None:
+        while True:
+            await anyio.sleep(_BEAT_S)
+            loop.call(lambda: beat(_BEAT_S))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(keep_beating)
+        try:
+            yield
+        finally:
+            tasks.cancel_scope.cancel()
+
+
+def listening_sockets(
+    stack: AsyncExitStack, listen: str | Sequence[socket.socket], mode: int | None
+) -> tuple[Sequence[socket.socket], tuple[Path, ...]]:
+    if isinstance(listen, str):
+        listening = ListeningSocket(socket_path(listen), mode=mode)
+        stack.callback(listening.close)
+        return (listening.sock,), (listening.path,)
+    return listen, tuple(Path(os.fsdecode(sock.getsockname())) for sock in listen)
+
+
+def new_control_path() -> Path | None:
+    """One of our own in XDG_RUNTIME_DIR; where that isn't set, the proxy works all the same, but can't be asked."""
+    try:
+        return control_dir() / f"{os.getpid()}-{secrets.token_hex(2)}.control"
+    except (UsageError, OSError) as error:
+        logger.warning("`waylend leases` won't see this proxy: %s", error)
+        return None
+
+
+def make_room_for_fds() -> None:
+    """A client is two sockets and what it sends: the soft limit of 1024 fds is for programs that use select."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
