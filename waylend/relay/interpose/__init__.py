@@ -6,8 +6,9 @@ each it has a method of the message's name (``wl_registry.bind``: ``bind``), whi
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import ClassVar, NoReturn, Protocol
 
+from waylend.errors import ProtocolError
 from waylend.policy import Policy
 from waylend.relay.events import RelayEvent
 from waylend.wire.objects import ObjectMap
@@ -37,6 +38,17 @@ class Interposer:
 
     REQUESTS: ClassVar[tuple[str, ...]] = ()
     EVENTS: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def refuse(self, message: FdMessage, code: int, why: str, kind: type[ProtocolError] = ProtocolError) -> NoReturn:
+        """Ends the client: raises ``kind`` for the message's object, with the message's name before ``why``.
+
+        ``code`` is an error of the object's interface, or one of ``ProtocolError``'s own.
+        """
+        label = self.client.objects.label(message.object_id)
+        raise kind(message.object_id, code, f"{label}.{message.spec.name}: {why}")
 
     def close(self) -> None:
         """The client's session is over."""

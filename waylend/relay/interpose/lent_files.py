@@ -73,7 +73,7 @@ class LentFiles(Interposer):
     )
 
     def __init__(self, client: Client, lender: FileLender) -> None:
-        self._client = client
+        super().__init__(client)
         self._lender = lender
         #: What this client got already: an fd of ours for each file, whose copies it gets when the file comes again.
         self._given: dict[Hashable, int] = {}
@@ -101,7 +101,7 @@ class LentFiles(Interposer):
 
     def _lend(self, message: FdMessage, name: str) -> int:
         """A new fd of lent memory, for what the message's fd is; an empty file if there is nothing in that to lend."""
-        client = self._client
+        client = self.client
         (size_bytes,) = _UINT.unpack(message.raw[-4:])
         try:
             backing = FileBacking(os.dup(message.fds[0]), size_bytes=size_bytes)
@@ -112,8 +112,7 @@ class LentFiles(Interposer):
         try:
             lease = self._lender.lend(backing, name, client.session_id)
         except QuotaExceeded as error:
-            label = f"{client.objects.label(message.object_id)}.{message.spec.name}"
-            raise LimitExceeded(message.object_id, ProtocolError.IMPLEMENTATION, f"{label}: {error}") from error
+            self.refuse(message, ProtocolError.IMPLEMENTATION, f"{error}", LimitExceeded)
         client.emit(LeaseLent(client.session_id, lease.lease_id, name, size_bytes))
         return self._lender.domain.open_lease(lease)
 
@@ -121,5 +120,5 @@ class LentFiles(Interposer):
         if self._given:
             close_all(self._given.values())
             self._given.clear()
-            for lease in self._lender.give_back(self._client.session_id):
-                self._client.emit(LeaseReturned(self._client.session_id, lease.lease_id))
+            for lease in self._lender.give_back(self.client.session_id):
+                self.client.emit(LeaseReturned(self.client.session_id, lease.lease_id))

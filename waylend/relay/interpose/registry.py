@@ -65,7 +65,7 @@ class Registry(Interposer):
     EVENTS: ClassVar = ("wl_registry.global", "wl_registry.global_remove")
 
     def __init__(self, client: Client, global_filter: GlobalFilter) -> None:
-        self._client = client
+        super().__init__(client)
         self._filter = global_filter
         self._announced: dict[int, Announced] = {}
 
@@ -86,23 +86,16 @@ class Registry(Interposer):
         name, raw_interface, version, _ = message.args
         assert isinstance(name, int) and isinstance(raw_interface, bytes) and isinstance(version, int)
         announced = self._announced.get(name)
-        label = f"{self._client.objects.label(message.object_id)}.bind"
         shown = raw_interface[:64].decode(errors="replace")
         if announced is None:
             # The very words do not tell a hidden global from one that never was.
-            raise Denied(message.object_id, ProtocolError.INVALID_OBJECT, f"{label}: no global {name} ({shown!r})")
+            self.refuse(message, ProtocolError.INVALID_OBJECT, f"no global {name} ({shown!r})", Denied)
         if announced.interface.encode() != raw_interface:
-            raise ProtocolError(
-                message.object_id,
-                ProtocolError.INVALID_OBJECT,
-                f"{label}: global {name} is {announced.interface}, not {shown!r}",
-            )
+            why = f"global {name} is {announced.interface}, not {shown!r}"
+            self.refuse(message, ProtocolError.INVALID_OBJECT, why)
         if not 1 <= version <= announced.version:
-            raise ProtocolError(
-                message.object_id,
-                ProtocolError.INVALID_OBJECT,
-                f"{label}: {announced.interface} version {version}, announced was {announced.version}",
-            )
+            why = f"{announced.interface} version {version}, announced was {announced.version}"
+            self.refuse(message, ProtocolError.INVALID_OBJECT, why)
         return None
 
     def close(self) -> None:

@@ -11,8 +11,7 @@ import os
 import stat
 from typing import ClassVar
 
-from waylend.errors import ProtocolError
-from waylend.relay.interpose import Client, FdMessage, Interposer
+from waylend.relay.interpose import FdMessage, Interposer
 
 # wl_shm.error.invalid_fd
 _INVALID_FD = 2
@@ -33,14 +32,10 @@ _SERVED_ELSEWHERE = {
 class ShmPools(Interposer):
     REQUESTS: ClassVar = ("wl_shm.create_pool",)
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
     def create_pool(self, message: FdMessage) -> None:
         what = unfit_for_a_pool(message.fds[0])
         if what:
-            label = f"{self._client.objects.label(message.object_id)}.create_pool"
-            raise ProtocolError(message.object_id, _INVALID_FD, f"{label}: the file descriptor is {what}")
+            self.refuse(message, _INVALID_FD, f"the file descriptor is {what}")
 
 
 def unfit_for_a_pool(fd: int) -> str:

@@ -28,38 +28,34 @@ class Toplevels(Interposer):
     )
 
     def __init__(self, client: Client) -> None:
-        self._client = client
+        super().__init__(client)
         self._open: set[int] = set()
 
     def get_toplevel(self, message: FdMessage) -> None:
         window = message.args[0]
         assert isinstance(window, int)
         self._open.add(window)
-        self._client.emit(WindowOpened(self._client.session_id, window))
+        self.client.emit(WindowOpened(self.client.session_id, window))
 
     def destroy(self, message: FdMessage) -> None:
         self._gone(message.object_id)
 
     def set_title(self, message: FdMessage) -> bytes | None:
-        return self._name(message, "title", self._client.policy.title_prefix)
+        return self._name(message, "title", self.client.policy.title_prefix)
 
     def set_app_id(self, message: FdMessage) -> bytes | None:
-        return self._name(message, "app id", self._client.policy.app_id_prefix)
+        return self._name(message, "app id", self.client.policy.app_id_prefix)
 
     set_class = set_app_id
 
     def _name(self, message: FdMessage, what: str, prefix: str) -> bytes | None:
         text = message.args[0]
         assert isinstance(text, bytes)
-        limit = self._client.policy.limits.title_bytes
+        limit = self.client.policy.limits.title_bytes
         if len(text) > limit:
-            label = f"{self._client.objects.label(message.object_id)}.{message.spec.name}"
-            raise LimitExceeded(
-                message.object_id,
-                ProtocolError.IMPLEMENTATION,
-                f"{label}: {len(text)} bytes are too many (limit title_bytes = {limit})",
-            )
-        self._client.emit(WindowNamed(self._client.session_id, message.object_id, what, text.decode(errors="replace")))
+            why = f"{len(text)} bytes are too many (limit title_bytes = {limit})"
+            self.refuse(message, ProtocolError.IMPLEMENTATION, why, LimitExceeded)
+        self.client.emit(WindowNamed(self.client.session_id, message.object_id, what, text.decode(errors="replace")))
         if not prefix:
             return None
         marked = (prefix.encode() + text)[:_MAX_TEXT_BYTES]
@@ -69,7 +65,7 @@ class Toplevels(Interposer):
 
     def _gone(self, window: int) -> None:
         self._open.discard(window)
-        self._client.emit(WindowClosed(self._client.session_id, window))
+        self.client.emit(WindowClosed(self.client.session_id, window))
 
     def close(self) -> None:
         for window in sorted(self._open):
