@@ -11,14 +11,19 @@ import argparse
 import threading
 import time
 
-from waylend.domain.xen.operations import HypercallError
-from waylend.lending.lease import BackingIndex, LossPolicy, Protection
-from waylend.lending.p2m import LendingEvent
-from waylend.lending.pages import PAGE_SIZE, PageRange
-from waylend.models.vram import VramHeap
-from waylend.models.xen_domain import XenModelDomain
-from waylend.models.xen_guest import GuestFault
-from waylend.models.xen_hypervisor import Hypervisor
+from waylend import (
+    PAGE_SIZE,
+    BackingIndex,
+    GuestFault,
+    HypercallError,
+    Hypervisor,
+    LendingEvent,
+    LossPolicy,
+    PageRange,
+    Protection,
+    VramHeap,
+    XenModelDomain,
+)
 
 PAGES = 4
 

@@ -18,7 +18,7 @@ from waylend.cli.options import (
     trace_option,
 )
 from waylend.cli.process import listening, until_asked_to_stop
-from waylend.guest_half.half import guest_half
+from waylend.guest_half.half import serve_in_guest
 
 
 @click.command("guest")
@@ -51,7 +51,7 @@ def command(
 
     async def main() -> None:
         with listening(listen, socket_mode) as (where, mode), until_asked_to_stop() as asked_to_stop:
-            async with guest_half(
+            async with serve_in_guest(
                 listen=where,
                 channel=channel,
                 bar=bar,

@@ -263,7 +263,7 @@ class Guest:
 
 
 @asynccontextmanager
-async def guest_half(
+async def serve_in_guest(
     *,
     listen: str | Sequence[socket.socket],
     channel: str,
