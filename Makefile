@@ -60,7 +60,6 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --explicit-package-bases tests/conftest.py tests/processes.py tests/live tests/packaging tests/compositor_shim tests/examples tests/model bench
 	$(BIN)/lint-imports
 
 test: system $(VENV)/installed-live lint

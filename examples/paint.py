@@ -16,9 +16,10 @@ import math
 import mmap
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
-from pywayland.client import Display
+from pywayland.client.display import Display
 from pywayland.protocol.wayland import WlCompositor, WlKeyboard, WlPointer, WlSeat, WlShm
 from pywayland.protocol.xdg_shell import XdgWmBase
 
@@ -48,9 +49,10 @@ class Canvas:
         draw = ImageDraw.Draw(glow)
         for n in range(28):
             # Spread without a pattern, and the same each time.
-            x, y = (n * 0.7549 % 1) * width, (n * 0.5698 % 1) * height
+            centre_x, centre_y = (n * 0.7549 % 1) * width, (n * 0.5698 % 1) * height
             radius = 6 + n * 7 % 34
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(*INK[n % 4], 22))
+            box = (centre_x - radius, centre_y - radius, centre_x + radius, centre_y + radius)
+            draw.ellipse(box, fill=(*INK[n % 4], 22))
         sky.paste(glow, mask=glow)
         return sky
 
@@ -85,7 +87,7 @@ class Paint:
         self.typed = ""
         self.painting = False
         self.running = True
-        self.globals: dict[str, object] = {}
+        self.globals: dict[str, Any] = {}
         self.display = Display()
         self.display.connect()
         registry = self.display.get_registry()
@@ -98,7 +100,7 @@ class Paint:
         if "wl_seat" in self.globals:
             self.globals["wl_seat"].dispatcher["capabilities"] = self.on_capabilities
 
-    def on_global(self, registry: object, name: int, interface: str, version: int) -> None:
+    def on_global(self, registry: Any, name: int, interface: str, version: int) -> None:
         wanted = {
             "wl_compositor": (WlCompositor, 4),
             "wl_shm": (WlShm, 1),
@@ -124,7 +126,7 @@ class Paint:
         self.buffers = self.make_buffers()
         self.surface.commit()
 
-    def make_buffers(self) -> Iterator[tuple[int, object]]:
+    def make_buffers(self) -> Iterator[tuple[int, Any]]:
         """Two buffers, in turn, as (offset in the pool, wl_buffer)."""
         width, height = self.size
         size_bytes = width * height * 4
@@ -140,7 +142,7 @@ class Paint:
         while True:
             yield from made
 
-    def on_configure(self, xdg_surface: object, serial: int) -> None:
+    def on_configure(self, xdg_surface: Any, serial: int) -> None:
         xdg_surface.ack_configure(serial)
         if self.frame == 0:
             self.draw()
@@ -167,7 +169,7 @@ class Paint:
 
     # The seat
 
-    def on_capabilities(self, seat: object, capabilities: int) -> None:
+    def on_capabilities(self, seat: Any, capabilities: int) -> None:
         if capabilities & WlSeat.capability.keyboard.value and not hasattr(self, "keyboard"):
             self.keyboard = seat.get_keyboard()
             self.keyboard.dispatcher["keymap"] = self.on_keymap

@@ -7,6 +7,8 @@ import queue
 import socket
 import struct
 import threading
+from collections.abc import Callable
+from typing import TypeVar
 
 from tests.relay.between import DEADLINE_S, TABLES, Peer
 from waylend.channel.messages import CHANNEL_ID
@@ -18,6 +20,8 @@ from waylend.relay.events import RelayEvent
 from waylend.relay.loop import Loop
 from waylend.wire.codec import decode, encode
 from waylend.wire.spec import HEADER_BYTES
+
+T = TypeVar("T")
 
 
 class Hosting:
@@ -52,10 +56,10 @@ class Hosting:
         its.setblocking(False)
         return its
 
-    def in_loop(self, call: object) -> object:
+    def in_loop(self, call: Callable[[], T]) -> T:
         """Runs ``call`` in the loop's thread and waits for what it returns."""
-        done: queue.Queue[object] = queue.Queue()
-        self.loop.call(lambda: done.put(call()))  # type: ignore[operator]
+        done: queue.Queue[T] = queue.Queue()
+        self.loop.call(lambda: done.put(call()))
         return done.get(timeout=DEADLINE_S)
 
     def guest(self, *, greets: bool = True) -> GuestByHand:
@@ -69,8 +73,10 @@ class Hosting:
         return guest
 
     def drop_peers(self) -> None:
-        for peer in (*self._peers, *self._guests):
+        for peer in self._peers:
             peer.close()
+        for guest in self._guests:
+            guest.close()
         self._peers.clear()
         self._guests.clear()
         while not self.compositors.empty():

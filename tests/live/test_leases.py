@@ -118,7 +118,7 @@ def test_new_clients_are_lent_to_after_the_serving_process_was_killed(guest: Gue
     assert len(serving) == 1
     os.kill(serving[0], signal.SIGKILL)
     wait_until(lambda: _keymap_of(guest) == before, "a new client to be lent the keymap")
-    assert waylend.service.in_thread
+    assert waylend.running
 
 
 def command_of(pid: int) -> str:

@@ -7,6 +7,8 @@ import queue
 import socket
 import struct
 import threading
+from collections.abc import Callable
+from typing import TypeVar
 
 from waylend.domain.memfd import MemfdDomain
 from waylend.policy import Policy
@@ -21,6 +23,8 @@ from waylend.wire.tables import load_tables
 TABLES = load_tables()
 DEADLINE_S = 10.0
 REGISTRY = 2
+
+T = TypeVar("T")
 
 
 def spec_of(name: str) -> MessageSpec:
@@ -120,10 +124,10 @@ class Between:
         self._peers += peers
         return peers
 
-    def in_loop(self, call: object) -> object:
+    def in_loop(self, call: Callable[[], T]) -> T:
         """Runs ``call`` in the loop's thread and waits for what it returns."""
-        done: queue.Queue[object] = queue.Queue()
-        self.loop.call(lambda: done.put(call()))  # type: ignore[operator]
+        done: queue.Queue[T] = queue.Queue()
+        self.loop.call(lambda: done.put(call()))
         return done.get(timeout=DEADLINE_S)
 
     def wait_for(self, kind: type[RelayEvent]) -> RelayEvent:

@@ -48,6 +48,7 @@ def interfaces() -> Iterator[type[Interface]]:
 
 Pointer = Any
 Object = tuple[Pointer, int]  # struct wl_object *, and its id
+c_new: Callable[..., Pointer] = ffi.new
 
 
 class Side:
@@ -82,30 +83,31 @@ class Side:
 
     def arguments(self, message: Message) -> tuple[Pointer, list[Any], list[Any]]:
         """``union wl_argument[]``, what to keep alive, and the arguments as the plan has them."""
-        args = ffi.new("union wl_argument []", len(message.arguments))
+        args = c_new("union wl_argument []", len(message.arguments))
         keep: list[Any] = []
         plan: list[Any] = []
         for slot, argument in zip(args, message.arguments, strict=True):
             letter = argument.signature.strip("?")
+            value: object
             is_null = argument.nullable and self.random.random() < 0.4
             if letter == "i":
                 slot.i = value = self.random.choice(INTS)
             elif letter == "u":
                 slot.u = value = self.random.choice(UINTS)
             elif letter == "f":
-                value = self.random.choice(FIXED)
-                slot.f = lib.wl_fixed_from_double(value)
+                value = number = self.random.choice(FIXED)
+                slot.f = lib.wl_fixed_from_double(number)
             elif letter in "sa" and is_null:
                 slot.s, value = ffi.NULL, None
             elif letter == "s":
                 text = self.random.choice(STRINGS).encode()
-                slot.s = string = ffi.new("char []", text)
+                slot.s = string = c_new("char []", text)
                 keep.append(string)
                 value = {"bytes": base64.b64encode(text).decode()}
             elif letter == "a":
                 content = self.random.choice(ARRAYS)
-                buffer = ffi.new("char []", content + b"\0")
-                slot.a = array = ffi.new("struct wl_array *", (len(content), len(content), buffer))
+                buffer = c_new("char []", content + b"\0")
+                slot.a = array = c_new("struct wl_array *", (len(content), len(content), buffer))
                 keep += (buffer, array)
                 value = {"bytes": base64.b64encode(content).decode()}
             elif letter == "h":
@@ -115,11 +117,15 @@ class Side:
             elif letter == "o":
                 slot.o, value = (ffi.NULL, 0) if is_null else self.an_object(argument.interface or WlRegistry)
             else:
+                assert argument.interface is not None
                 slot.o, value = self.new_id(argument.interface)
             plan.append(value)
         return args, keep, plan
 
     def new_id(self, interface: type[Interface]) -> Object:
+        raise NotImplementedError
+
+    def run(self) -> None:
         raise NotImplementedError
 
     def record(self, interface: type[Interface], opcode: int, object_id: int, args: list[Any]) -> None:
@@ -143,8 +149,8 @@ class Client(Side):
     def make(self, interface: type[Interface]) -> Object:
         registry, registry_id = self.objects[WlRegistry]
         name, version = self.random.choice(UINTS), interface.version
-        text = ffi.new("char []", interface.name.encode())
-        args = ffi.new("union wl_argument [4]")
+        text = c_new("char []", interface.name.encode())
+        args = c_new("union wl_argument [4]")
         args[0].u, args[1].s, args[2].u = name, text, version
         pointer = self.marshal(registry, 0, WlRegistry.requests[0], args, interface)
         self.last_id += 1
@@ -160,13 +166,15 @@ class Client(Side):
         self, pointer: Pointer, opcode: int, message: Message, args: Pointer, bound: type[Interface] | None = None
     ) -> Pointer:
         select.select([], [self.fd], [])
-        proxy = ffi.cast("struct wl_proxy *", pointer)
+        proxy: Pointer = ffi.cast("struct wl_proxy *", pointer)
         created = [argument.interface for argument in message.arguments if argument.signature.endswith("n")]
         if created:
             interface = created[0] or bound
-            made = lib.wl_proxy_marshal_array_constructor(proxy, opcode, args, interface._ptr)
+            assert interface is not None
+            made: Pointer = lib.wl_proxy_marshal_array_constructor(proxy, opcode, args, interface._ptr)
         else:
-            made = lib.wl_proxy_marshal_array(proxy, opcode, args)
+            lib.wl_proxy_marshal_array(proxy, opcode, args)
+            made = None
         assert lib.wl_display_flush(self.display) >= 0, lib.wl_display_get_error(self.display)
         return made and ffi.cast("struct wl_object *", made)
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.wire.conftest import Sent
 from waylend.wire.dump import MAX_STRING_BYTES, format_message, quote
 from waylend.wire.spec import ArgType, Argument, MessageSpec
 from waylend.wire.tables import load_tables
@@ -49,11 +50,11 @@ def message(name: str) -> MessageSpec:
         (True, "wl_data_offer.accept", 8, [1, None], "-> wl_data_offer#8.accept(1, nil)"),
     ],
 )
-def test_lines(from_client, name, object_id, args, text):
+def test_lines(from_client: bool, name: str, object_id: int, args: list[object], text: str) -> None:
     assert format_message(from_client, object_id, message(name), args) == text
 
 
-def test_lines_are_those_of_libwayland(sent):
+def test_lines_are_those_of_libwayland(sent: Sent) -> None:
     """WAYLAND_DEBUG's own lines for every message, but for what we show differently on purpose."""
     theirs = re.split(r"(?m)^\[\d\d:\d\d:\d\d\.\d{6}\] (?:\{Default Queue\} )? -> ", sent.debug)[1:]
     assert len(theirs) == len(sent.messages)
@@ -94,17 +95,17 @@ def without_chance(line: str, typeless: bool) -> str:
         (b"\x7f\0", r'"\x7f\x00"'),
     ],
 )
-def test_strings_are_quoted(text, shown):
+def test_strings_are_quoted(text: bytes, shown: str) -> None:
     assert quote(text) == shown
 
 
-def test_a_long_string_is_cut_and_counted():
+def test_a_long_string_is_cut_and_counted() -> None:
     assert quote(b"y" * MAX_STRING_BYTES) == '"' + "y" * MAX_STRING_BYTES + '"'
     assert quote(b"y" * (MAX_STRING_BYTES + 5)) == '"' + "y" * MAX_STRING_BYTES + '"...(5 more bytes)'
 
 
 @given(st.binary(max_size=200) | st.text().map(lambda text: text.encode(errors="surrogatepass")))
-def test_no_string_reaches_beyond_its_quotes(text):
+def test_no_string_reaches_beyond_its_quotes(text: bytes) -> None:
     shown = quote(text)
     assert re.fullmatch(r'"([^"\\]|\\["\\nrt]|\\x[0-9a-f]{2}|\\u[0-9a-f]{4}|\\U[0-9a-f]{8})*"', shown)
     assert not [c for c in shown if unicodedata.category(c)[0] == "C" or unicodedata.category(c) in ("Zl", "Zp")]
@@ -112,7 +113,7 @@ def test_no_string_reaches_beyond_its_quotes(text):
 
 
 @given(st.binary(max_size=100), st.binary(max_size=100))
-def test_different_strings_read_differently(one, other):
+def test_different_strings_read_differently(one: bytes, other: bytes) -> None:
     assert (quote(one) == quote(other)) == (one == other)
 
 
@@ -128,7 +129,7 @@ def test_different_strings_read_differently(one, other):
         ([b"x", 2, 3], "is no object"),
     ],
 )
-def test_arguments_that_do_not_fit_are_an_error(args, reason):
+def test_arguments_that_do_not_fit_are_an_error(args: list[object], reason: str) -> None:
     spec = MessageSpec(
         "x", "m", 0, (Argument("o", ArgType.OBJECT), Argument("i", ArgType.INT), Argument("u", ArgType.UINT))
     )

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import struct
 
+from tests.wire.conftest import Sent
 from waylend.wire.codec import decode, encode
 from waylend.wire.spec import HEADER_BYTES
 
 
-def test_all_messages_were_sent(sent):
+def test_all_messages_were_sent(sent: Sent) -> None:
     assert {str(message.spec) for message in sent.messages} == sent.expected
 
 
-def test_our_bytes_and_fds_are_what_libwayland_sends(sent):
+def test_our_bytes_and_fds_are_what_libwayland_sends(sent: Sent) -> None:
     at = 0
     our_fds: list[object] = []
     for spec, object_id, args in sent.messages:
@@ -28,7 +29,7 @@ def test_our_bytes_and_fds_are_what_libwayland_sends(sent):
     assert our_fds == sent.inodes
 
 
-def test_we_read_what_libwayland_sends(sent):
+def test_we_read_what_libwayland_sends(sent: Sent) -> None:
     at = 0
     fds = iter(sent.inodes)
     for spec, object_id, args in sent.messages:

@@ -129,7 +129,7 @@ def by_object(lines: list[str]) -> dict[str, list[str]]:
     ],
     ids=lambda command: command[0],
 )
-def test_our_dump_is_the_clients_own_trace(sway, command, tmp_path: Path):
+def test_our_dump_is_the_clients_own_trace(sway: Sway, command: list[str], tmp_path: Path) -> None:
     arguments = [part.format(folder=tmp_path) for part in command]
     ours, theirs = socket.socketpair()
     with ours, theirs, socket.socket(socket.AF_UNIX) as compositor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -57,24 +58,24 @@ def messages_of(tables: Tables) -> list[MessageSpec]:
 # --- the file and its sources
 
 
-def test_the_file_is_what_the_sources_say():
+def test_the_file_is_what_the_sources_say() -> None:
     written_with = TABLES_FILE.read_text().splitlines()[0]
     if f" {write_tables.PYWAYLAND};" in written_with:
         assert TABLES_FILE.read_text() == write_tables.text(), "run `python protocol-xml/write_tables.py`"
 
 
-def test_the_file_agrees_with_whatever_pywayland_is_installed():
+def test_the_file_agrees_with_whatever_pywayland_is_installed() -> None:
     ours, theirs = load_tables(), write_tables.collect()
     for name in ours.keys() & theirs.keys():
         newer = write_tables.newer_of(ours[name], theirs[name])
         assert newer.version >= ours[name].version
 
 
-def test_invariants_hold():
+def test_invariants_hold() -> None:
     load_tables().check()
 
 
-def test_text_round_trip():
+def test_text_round_trip() -> None:
     tables = load_tables()
     again = Tables.from_text(tables.to_text())
     assert dict(again) == dict(tables)
@@ -95,7 +96,7 @@ def test_text_round_trip():
         "wl_x 1 o\n> move(x:i) until 3",
     ],
 )
-def test_a_line_that_can_not_be_read_is_an_error_that_quotes_it(line):
+def test_a_line_that_can_not_be_read_is_an_error_that_quotes_it(line: str) -> None:
     with pytest.raises(ValueError, match="can't read"):
         Tables.from_text(line)
 
@@ -114,11 +115,11 @@ def announced() -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_what_is_announced_is_pinned():
+def test_what_is_announced_is_pinned() -> None:
     assert announced() == ANNOUNCED.read_text(), f"if this is wanted: {__doc__.splitlines()[2:]}"
 
 
-def test_a_global_is_what_no_message_makes():
+def test_a_global_is_what_no_message_makes() -> None:
     tables = load_tables()
     assert {"wl_compositor", "wl_shm", "wl_seat", "xdg_wm_base", "zwlr_layer_shell_v1"} <= tables.globals
     assert not {"wl_display", "wl_registry", "wl_callback", "wl_surface", "wl_data_offer"} & tables.globals
@@ -139,12 +140,13 @@ def pywayland_interfaces() -> list[type[Interface]]:
     return [value for value in found if value.__module__.rpartition(".")[2] not in write_tables.LEFT_OUT]
 
 
-def c_string(pointer: object) -> str:
-    return ffi.string(pointer).decode()
+def c_string(pointer: Any) -> str:
+    name: bytes = ffi.string(pointer)
+    return name.decode()
 
 
 @pytest.mark.parametrize("interface", pywayland_interfaces(), ids=lambda value: f"{value.__module__[19:]}.{value.name}")
-def test_signatures_are_those_that_pywayland_gives_to_libwayland(interface):
+def test_signatures_are_those_that_pywayland_gives_to_libwayland(interface: type[Interface]) -> None:
     spec = load_tables()[interface.name].at_version(interface.version)
     struct = interface._ptr
     assert c_string(struct.name) == spec.name
@@ -169,14 +171,14 @@ XML_FILES = [
 
 
 @pytest.mark.live
-def test_the_xml_of_debian_is_there():
+def test_the_xml_of_debian_is_there() -> None:
     if len(XML_FILES) < 30 or XML_FILES[0].stem != "wayland":
         absent("libwayland-dev or wayland-protocols is not installed (tests/apt-packages.txt)")
 
 
 @pytest.mark.live
 @pytest.mark.parametrize("path", XML_FILES, ids=lambda path: path.stem)
-def test_messages_and_destructors_are_those_of_the_xml(path):
+def test_messages_and_destructors_are_those_of_the_xml(path: Path) -> None:
     for interface in ElementTree.parse(path).getroot().iter("interface"):
         spec = load_tables()[interface.attrib["name"]]
         for kind, ours in (("request", spec.requests), ("event", spec.events)):
@@ -200,7 +202,7 @@ def test_messages_and_destructors_are_those_of_the_xml(path):
 
 @pytest.mark.live
 @pytest.mark.parametrize("path", COMPILED, ids=lambda path: path.name)
-def test_signatures_are_those_compiled_into_real_programs(path):
+def test_signatures_are_those_compiled_into_real_programs(path: Path) -> None:
     found = compiled_in(path)
     assert found
     tables = load_tables()
@@ -218,7 +220,7 @@ def test_signatures_are_those_compiled_into_real_programs(path):
 
 
 @pytest.mark.live
-def test_all_our_own_descriptions_were_compared():
+def test_all_our_own_descriptions_were_compared() -> None:
     compiled: dict[str, int] = {}
     for path in COMPILED:
         for found in compiled_in(path):
@@ -257,20 +259,20 @@ def test_all_our_own_descriptions_were_compared():
         "zwlr_output_manager_v1.finished",
     ],
 )
-def test_a_destructor_is_marked(name):
+def test_a_destructor_is_marked(name: str) -> None:
     assert [message.destructor for message in messages_of(load_tables()) if str(message) == name] == [True]
 
 
 @pytest.mark.parametrize("name", ["wl_buffer.release", "wp_drm_lease_device_v1.release", "wl_registry.bind"])
-def test_what_ends_nothing_is_no_destructor(name):
+def test_what_ends_nothing_is_no_destructor(name: str) -> None:
     assert [message.destructor for message in messages_of(load_tables()) if str(message) == name] == [False]
 
 
-def test_every_explicit_destructor_names_a_message():
+def test_every_explicit_destructor_names_a_message() -> None:
     assert {str(message) for message in messages_of(load_tables())} >= write_tables.DESTRUCTORS
 
 
-def test_names_are_those_of_the_wire():
+def test_names_are_those_of_the_wire() -> None:
     names = {str(message) for message in messages_of(load_tables())}
     assert {"wl_registry.global", "zxdg_importer_v1.import", "wl_shell_surface.set_class"} <= names
     assert load_tables()["wl_registry"].requests[0].signature == "usun"
@@ -297,7 +299,7 @@ TURN_EARLY = MessageSpec("x", "turn", 1, since=1)
 
 
 @pytest.mark.parametrize("swap", [False, True])
-def test_the_higher_version_wins_if_the_lower_is_its_beginning(swap):
+def test_the_higher_version_wins_if_the_lower_is_its_beginning(swap: bool) -> None:
     pair = [description(1, MOVE_RENAMED), description(2, MOVE, TURN)]
     assert write_tables.newer_of(*(reversed(pair) if swap else pair)) == pair[1]
 
@@ -305,7 +307,7 @@ def test_the_higher_version_wins_if_the_lower_is_its_beginning(swap):
 @pytest.mark.parametrize(
     "other", [description(2, MOVE_UINT), description(2, MOVE_ENDS), description(2, MOVE, TURN_EARLY)]
 )
-def test_a_contradiction_is_an_error(other):
+def test_a_contradiction_is_an_error(other: InterfaceSpec) -> None:
     with pytest.raises(ValueError, match="two descriptions of x"):
         write_tables.newer_of(description(1, MOVE), other)
 
@@ -318,7 +320,7 @@ GOOD = """<protocol name="p"><interface name="x" version="2"><description summar
 <enum name="e"><entry name="a" value="0"/></enum></interface></protocol>"""
 
 
-def test_xml_is_read():
+def test_xml_is_read() -> None:
     (spec,) = write_tables.read_xml(GOOD, "p.xml")
     make = MessageSpec(
         "x", "make", 0, (Argument("id", ArgType.NEW_ID, "x"), Argument("t", ArgType.STRING, nullable=True))
@@ -352,7 +354,7 @@ def test_xml_is_read():
         ('<event name="gone">', '<event name="gone"><request name="in"/>'),
     ],
 )
-def test_malformed_xml_is_an_error_that_names_the_file(old, new):
+def test_malformed_xml_is_an_error_that_names_the_file(old: str, new: str) -> None:
     broken = GOOD.replace(old, new).replace("</protocol>", "</protokoll>" if "protokoll" in new else "</protocol>")
     broken = broken.replace("</event>", "</oevent>") if "<oevent" in new else broken
     assert broken != GOOD
@@ -360,7 +362,7 @@ def test_malformed_xml_is_an_error_that_names_the_file(old, new):
         write_tables.read_xml(broken, "p.xml")
 
 
-def test_an_interface_that_nothing_describes_is_an_error():
+def test_an_interface_that_nothing_describes_is_an_error() -> None:
     spec = InterfaceSpec("x", 1, (MessageSpec("x", "make", 0, (Argument("id", ArgType.NEW_ID, "y"),)),))
     with pytest.raises(ValueError, match=r"x .* names y"):
         Tables({"x": spec}, {"x": "here"}).check()

@@ -57,8 +57,10 @@ class Domain(Protocol):
     """One borrower. Methods may be called from any thread, and no step of any of them waits for the borrower."""
 
     name: str
-    #: The mechanism's name: "fuse", "memfd", "kvm", "xen_model".
-    mechanism: str
+
+    @property
+    def mechanism(self) -> str:
+        """The mechanism's name: "fuse", "memfd", "kvm", "xen_model"."""
 
     def lend(
         self,

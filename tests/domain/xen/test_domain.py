@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -165,7 +166,7 @@ def test_capability_reaches_lent_memory_of_its_domain_and_nothing_else(guest: Gu
     assert refused(lambda: lending.lend(ram, writable=True)) == "EEXIST"
     assert refused(lambda: lending.lend(LENT, writable=True)) == "EEXIST"
     for nothing in (PageRange(9, 9), PageRange(-1, 1)):
-        assert refused(lambda nothing=nothing: lending.lend(nothing, writable=True)) == "EINVAL"
+        assert refused(partial(lending.lend, nothing, writable=True)) == "EINVAL"
 
 
 def test_refused_revocation_takes_nothing(guest: GuestDomain, lending: LendingFd) -> None:
@@ -183,7 +184,7 @@ def test_page_is_replaced_only_after_it_was_revoked(guest: GuestDomain, lending:
     assert refused(lambda: lending.fail(LENT.start)) == "EEXIST"
     assert len(lending.revoke(LENT)) == 1
     for short in (b"", CONTENT[1:], CONTENT + b"x"):
-        assert refused(lambda short=short: lending.resolve(LENT.start, short)) == "EINVAL"
+        assert refused(partial(lending.resolve, LENT.start, short)) == "EINVAL"
     lending.resolve(LENT.start, CONTENT)
 
 
@@ -231,8 +232,8 @@ def test_hypercalls_see_lent_memory_as_absent(hypervisor: Hypervisor, guest: Gue
     hypervisor.copy_to_guest(guest.domain_id, ram, b"result")
     assert hypervisor.copy_from_guest(guest.domain_id, ram, 6) == b"result"
     for address in (AT, AT + PAGE_SIZE):  # present or not
-        assert refused(lambda address=address: hypervisor.copy_from_guest(guest.domain_id, address, 6)) == "EFAULT"
-        assert refused(lambda address=address: hypervisor.copy_to_guest(guest.domain_id, address, b"x")) == "EFAULT"
+        assert refused(partial(hypervisor.copy_from_guest, guest.domain_id, address, 6)) == "EFAULT"
+        assert refused(partial(hypervisor.copy_to_guest, guest.domain_id, address, b"x")) == "EFAULT"
     assert lending.next_fault(0) is None, "the lender isn't asked for a page"
 
 
@@ -250,7 +251,7 @@ def test_lent_memory_goes_no_further(
     ]
     for way in ways:
         way(RAM_GFN)
-        assert refused(lambda way=way: way(gfn)) == "EPERM"
+        assert refused(partial(way, gfn)) == "EPERM"
     assert guest.iommu == {RAM_GFN}
     assert refused(lambda: hypervisor.map_foreign(other.domain_id, guest.domain_id, RAM_GFN)) == "EPERM"
 
@@ -382,7 +383,7 @@ def test_no_vcpu_sees_a_page_older_than_what_was_acknowledged() -> None:
     readers = [threading.Thread(target=watch, args=(number,)) for number in range(3)]
     for reader in readers:
         reader.start()
-    moves = itertools.cycle((lambda: card.evict(buffer), lambda: card.bring_back(buffer), lambda: card.shuffle(buffer)))
+    moves = itertools.cycle((card.evict, card.bring_back, card.shuffle))
     deadline_s = time.monotonic() + 30
     generation = 0
     while generation < 300 or min(reads) < 100:
@@ -391,7 +392,7 @@ def test_no_vcpu_sees_a_page_older_than_what_was_acknowledged() -> None:
         page = generation % 8
         buffer.draw(PageRange(page, page + 1), generation.to_bytes(8, "little") * (PAGE_SIZE // 8))
         acknowledged[page] = generation
-        next(moves)()
+        next(moves)(buffer)
         time.sleep(chance.uniform(0, 0.002))  # anywhere in somebody's fault
     stopping.set()
     for reader in readers:
