@@ -54,6 +54,14 @@ NOT_ACROSS_MACHINES = (
 )
 
 
+#: The highest version at which a global is announced, where the tables know a higher one.
+HIGHEST_VERSIONS = {
+    # From version 2 on the compositor waits until clients have acknowledged that a global is gone, and a client can't
+    # acknowledge that of a global that it was never shown (wl_fixes.ack_global_remove).
+    "wl_fixes": 1,
+}
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one guest may use. A limit that is hit ends the client that hit it, with the limit's name in the error."""

@@ -112,6 +112,13 @@ class TestGlobals:
             assert object_id == registry
             assert version == TABLES["wl_shm"].version
 
+    def test_versions_that_ask_a_client_to_know_all_globals_are_not_announced(self, between: Between) -> None:
+        """Whoever binds wl_fixes 2 owes an acknowledgement for each global that goes, also for those that are hidden."""
+        client, compositor = between.open()
+        begin(client, compositor)
+        compositor.send("wl_registry.global", REGISTRY, 1, b"wl_fixes", 2)
+        assert client.receive("wl_registry.global") == (REGISTRY, [1, b"wl_fixes", 1])
+
     @pytest.mark.parametrize("policy", [Policy(allow=("zwlr_*",), deny=("zwlr_gamma*", "wl_shm"))])
     def test_the_policy_decides(self, between: Between) -> None:
         client, compositor = between.open()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 from waylend.errors import Denied, ProtocolError
-from waylend.policy import Policy
+from waylend.policy import HIGHEST_VERSIONS, Policy
 from waylend.relay.interpose import Client, FdMessage, Interposer
 from waylend.wire.codec import encode
 from waylend.wire.spec import InterfaceSpec
@@ -49,10 +49,11 @@ class GlobalFilter:
         # An interface without a spec can't be passed safely: nobody knows how many fds or ids its messages carry.
         if spec is None or not self._policy.announces(interface):
             return None
-        if version <= spec.version:
+        highest = HIGHEST_VERSIONS.get(interface, spec.version)
+        if version <= highest:
             return Announced(name, interface, version, None)
-        capped, _ = encode(message.spec, message.object_id, (name, raw_interface, spec.version))
-        return Announced(name, interface, spec.version, capped)
+        capped, _ = encode(message.spec, message.object_id, (name, raw_interface, highest))
+        return Announced(name, interface, highest, capped)
 
 
 class Registry(Interposer):
