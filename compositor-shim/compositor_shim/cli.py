@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import click
@@ -96,6 +96,7 @@ def _serve(
     control: Path | None,
     client: tuple[str, ...],
 ) -> int:
+    _check_pywayland()
     # Loads libwayland: not for --help.
     from compositor_shim.compositor import Compositor  # noqa: PLC0415
     from compositor_shim.control import Control, ControlSocket  # noqa: PLC0415
@@ -130,6 +131,17 @@ def _serve(
         print(f"compositor-shim: {violation['object']}: {violation['message']}", file=sys.stderr)
         status = status or 1
     return status
+
+
+def _check_pywayland() -> None:
+    try:
+        from compositor_shim import pywayland_parts  # noqa: PLC0415
+
+        pywayland_parts.check()
+    except ImportError as error:
+        needed = next(needed for needed in requires("waylend") or () if needed.startswith("pywayland"))
+        print(f"compositor-shim: {error}; it needs {needed}: python3 -m pip install '{needed}'", file=sys.stderr)
+        sys.exit(1)
 
 
 def name_is_chosen(path: Path) -> bool:

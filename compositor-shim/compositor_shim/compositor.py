@@ -41,7 +41,7 @@ class Compositor:
 
     def _announce(self) -> None:
         def compositor(bound: Resource) -> None:
-            assert isinstance(bound, surface.Compositor)
+            assert isinstance(bound, surface.CompositorGlobal)
             bound.stage = self
 
         def wm_base(bound: Resource) -> None:
@@ -70,7 +70,7 @@ class Compositor:
 
         announce = self.server.announce
         announce(shm.Shm, 1, lambda bound: bound.announce_formats())  # type: ignore[attr-defined]
-        announce(surface.Compositor, 6, compositor)
+        announce(surface.CompositorGlobal, 6, compositor)
         announce(surface.Subcompositor, 1)
         announce(shell.WmBase, 5, wm_base)
         announce(Seat, 8, seat)

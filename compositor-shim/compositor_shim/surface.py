@@ -74,7 +74,7 @@ class State:
         return replace(self, attached=False, buffer=None, callbacks=[], feedbacks=[])
 
 
-class Compositor(Resource):
+class CompositorGlobal(Resource):
     WIRE = WlCompositor.resource_class
     stage: Stage
 

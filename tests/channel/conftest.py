@@ -1,3 +1,5 @@
+"""No file descriptor stays behind, and a pair of joined halves."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,3 +1,5 @@
+"""One shim for the whole package, and players that connect to it."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator

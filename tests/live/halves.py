@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.live.compositors import plain_environment
@@ -18,6 +19,7 @@ class Halves(Proxy):
     """
 
     guest_half: Process
+    guest_command: Sequence[str] = WAYLEND
 
     def start(self) -> None:
         self.channel, self.bar = self.runtime_dir / "channel", self.runtime_dir / "bar"
@@ -35,8 +37,8 @@ class Halves(Proxy):
         self.process.wait_until(self._answers, "the host half to answer at its control socket")
 
     def start_guest(self) -> None:
-        command = [*WAYLEND, "-v", "guest", "--listen", str(self.socket), "--channel", f"unix:{self.channel}"]
-        command += ["--bar", str(self.bar)]
+        command = [*self.guest_command, "-v", "guest", "--listen", str(self.socket)]
+        command += ["--channel", f"unix:{self.channel}", "--bar", str(self.bar)]
         environment = plain_environment(self.runtime_dir, PYTHONUNBUFFERED="1")
         self.guest_half = Process(command, self._log_dir / "guest-log", environment)
         self.guest_half.wait_until(self.socket.exists, "the guest half's socket")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,18 @@ def halves_of(guest: Guest) -> Halves:
     if not isinstance(guest.proxy, Halves):
         pytest.skip("needs the halves")
     return guest.proxy
+
+
+class BareHalves(Halves):
+    """A guest half where anyio and click are installed, and nothing else."""
+
+    guest_command = (sys.executable, str(Path(__file__).with_name("bare_python.py")))
+
+
+def test_a_guest_needs_anyio_and_click(sway: Sway, make_guest: MakeGuest) -> None:
+    guest = make_guest(sway, proxy_type=BareHalves)
+    boxes(sway, guest, "buffer")
+    assert keymap_of(guest) == keymap_of(guest, direct=True)
 
 
 # --- pixels --------------------------------------------------------------------------------------------------------------
