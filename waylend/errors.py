@@ -16,7 +16,7 @@
         ├── NoSpace                 the aperture has no such gap
         ├── QuotaExceeded           the domain has all the leases or pages that it may have
         ├── LeaseEnded              the lease is over
-        ├── BackingLost             the backing can't deliver the page (loss; DESIGN: "Loss")
+        ├── BackingLost             the backing can't deliver the page (docs/lending.md, "Loss")
         └── RevokeTimeout           the mechanism missed the deadline; the aperture was cut off
 
 A module raises the narrowest one that fits; programming errors stay ``ValueError`` and ``TypeError``; an ``OSError``

@@ -31,7 +31,10 @@ def _size(_context: object, _option: object, text: str) -> tuple[int, int]:
     return size
 
 
-@click.command(context_settings={"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]})
+@click.command(
+    short_help="A headless compositor for testing Wayland clients.",
+    context_settings={"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]},
+)
 @click.option(
     "--socket",
     "name",

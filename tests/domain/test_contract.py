@@ -1,4 +1,4 @@
-"""The contract of lent memory (DESIGN, "The life of a lent page"), the same for every domain."""
+"""The contract of lent memory (docs/lending.md), the same for every domain."""
 
 from __future__ import annotations
 

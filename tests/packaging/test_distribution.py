@@ -109,6 +109,13 @@ def test_wheel_from_the_sdist_works(source: Path, tmp_path: Path) -> None:
             "systemd/user/waylend-guest.socket",
             "waylend/udev/70-waylend-guest.rules",
             "waylend/udev/70-waylend-host.rules",
+            "bash-completion/completions/waylend",
+            "bash-completion/completions/compositor-shim",
+            "zsh/site-functions/_waylend",
+            "zsh/site-functions/_compositor-shim",
+            "fish/vendor_completions.d/waylend.fish",
+            "fish/vendor_completions.d/compositor-shim.fish",
+            *(f"man/man1/{page.name}" for page in (ROOT / "docs" / "man").glob("*.1")),
         )
     }
     use(install(tmp_path / "environment", str(wheel)), tmp_path / "environment")

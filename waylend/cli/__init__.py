@@ -37,6 +37,7 @@ class _Commands(click.Group):
             return None
         command = importlib.import_module(f"waylend.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
+        command.short_help = _COMMANDS[cmd_name]
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

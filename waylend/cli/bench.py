@@ -31,7 +31,7 @@ def command() -> None:
     """Measure what this machine does with lent memory. Compare figures of one run only."""
 
 
-@command.command("faults")
+@command.command("faults", short_help="Measure how fast lent pages come and go.")
 @click.option(
     "--domain",
     "domains",

@@ -1,4 +1,4 @@
-"""A model of a hypervisor that lends memory between domains, as the lending design for Xen has it (DESIGN, section 4).
+"""A model of a hypervisor that lends memory between domains, as docs/lending.md has it.
 
 It has what the design needs and no more: domains with a p2m, virtual CPUs that pause at a lent page that isn't there, the
 lending hypercalls, and the other hypercalls in as far as they must know lent pages: copies from and to a guest, grants,
