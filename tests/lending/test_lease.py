@@ -28,6 +28,16 @@ def add(table: LeaseTable, key: str, start: int, size_bytes: int, gfn: int | Non
     )
 
 
+def gap_width(bitmap: list[Lease | None], at: int) -> int:
+    """How wide the gap is that holds ``at``: what is lent goes into the narrowest that takes it."""
+    start = end = at
+    while start > 0 and bitmap[start - 1] is None:
+        start -= 1
+    while end < len(bitmap) and bitmap[end] is None:
+        end += 1
+    return end - start
+
+
 class AgainstBitmap(RuleBasedStateMachine):
     """Two domains that share a reverse index. The oracle: which lease has each gfn, and a list of all leases."""
 
@@ -59,6 +69,7 @@ class AgainstBitmap(RuleBasedStateMachine):
         taken = sum(lease is not None for lease in bitmap)
         places = range(0, APERTURE, alignment) if gfn is None else [gfn]
         fits = [at for at in places if at + count <= APERTURE and not any(bitmap[at : at + count])]
+        fits.sort(key=lambda at: (gap_width(bitmap, at), at))
         if len(table) == LEASES or taken + count > PAGES:
             with pytest.raises(QuotaExceeded):
                 add(table, key, start, size_bytes, gfn, alignment)

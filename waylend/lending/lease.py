@@ -8,11 +8,13 @@ and may be shared by all domains of a lender.
 from __future__ import annotations
 
 import enum
-from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
+from sortedcontainers import SortedKeyList
+
 from waylend.errors import LeaseEnded, NoSpace, QuotaExceeded
+from waylend.lending.gaps import Gaps
 from waylend.lending.intervals import IntervalMap
 from waylend.lending.pages import PAGE_SHIFT, PAGE_SIZE, PageRange, page_count_of
 
@@ -25,7 +27,7 @@ class Protection(enum.Enum):
 
 
 class LossPolicy(enum.Enum):
-    """What the borrower gets when the backing can't deliver a page (DESIGN: "Loss")."""
+    """What the borrower gets when the backing can't deliver a page (docs/lending.md, "Loss")."""
 
     ZERO = "zero"
     FAULT = "fault"
@@ -111,44 +113,44 @@ class BackingIndex:
     """Leases by backing range, over all domains that share the index: what an invalidation must find."""
 
     def __init__(self) -> None:
-        # For each backing: (backing_start, order of arrival, lease), sorted, and the longest lease so far, in pages.
-        self._leases: dict[Hashable, list[tuple[int, int, Lease]]] = {}
+        #: For each backing, by first page; what is equal in both is of different domains.
+        self._leases: dict[Hashable, SortedKeyList] = {}
+        #: For each backing, the longest lease so far, in pages.
         self._longest: dict[Hashable, int] = {}
-        self._arrivals = 0
 
     def add(self, lease: Lease) -> None:
-        """O(leases of that backing) to make room in a list."""
-        self._arrivals += 1
-        insort(self._leases.setdefault(lease.backing_key, []), (lease.backing_start, self._arrivals, lease))
+        """O(log n) for n leases of that backing."""
+        leases = self._leases.get(lease.backing_key)
+        if leases is None:
+            leases = self._leases[lease.backing_key] = SortedKeyList(key=_place_of)
+        leases.add(lease)
         self._longest[lease.backing_key] = max(self._longest.get(lease.backing_key, 0), lease.page_count)
 
     def remove(self, lease: Lease) -> None:
-        """O(leases of that backing). Raises KeyError."""
-        entries = self._leases[lease.backing_key]
-        for index in range(bisect_left(entries, (lease.backing_start, 0)), len(entries)):
-            if entries[index][2] is lease:
-                del entries[index]
-                break
-        else:
-            raise KeyError(lease.lease_id)
-        if not entries:
+        """O(log n) for n leases of that backing. Raises KeyError."""
+        leases = self._leases[lease.backing_key]
+        try:
+            leases.remove(lease)
+        except ValueError:
+            raise KeyError(lease.lease_id) from None
+        if not leases:
             del self._leases[lease.backing_key], self._longest[lease.backing_key]
 
     def overlapping(self, key: Hashable, pages: PageRange) -> list[Lease]:
         """Every lease of the backing ``key`` with a page in ``pages``. O(log n + leases that begin near it)."""
-        entries = self._leases.get(key, [])
-        nearest = pages.start - self._longest.get(key, 0)
-        found = []
-        for index in range(bisect_left(entries, (nearest, 0)), len(entries)):
-            lease = entries[index][2]
-            if lease.backing_start >= pages.end:
-                break
-            if lease.backing_pages.overlaps(pages):
-                found.append(lease)
-        return found
+        leases = self._leases.get(key)
+        if leases is None:
+            return []
+        nearest = pages.start - self._longest[key]
+        near = leases.irange_key((nearest, 0), (pages.end, 0), inclusive=(True, False))
+        return [lease for lease in near if lease.backing_pages.overlaps(pages)]
 
     def __len__(self) -> int:
-        return sum(len(entries) for entries in self._leases.values())
+        return sum(len(leases) for leases in self._leases.values())
+
+
+def _place_of(lease: Lease) -> tuple[int, int]:
+    return lease.backing_start, lease.lease_id
 
 
 class LeaseTable:
@@ -170,6 +172,7 @@ class LeaseTable:
         self.by_backing = BackingIndex() if by_backing is None else by_backing
         self.pages_lent = 0
         self._by_gfn: IntervalMap[Lease] = IntervalMap()
+        self._gaps = Gaps(aperture_pages)
         self._by_id: dict[int, Lease] = {}
         self._next_id = 1
 
@@ -192,7 +195,9 @@ class LeaseTable:
         gfn: int | None = None,
         alignment_pages: int = 1,
     ) -> Lease:
-        """Finds gfns (first fit, or exactly at ``gfn``) and makes a lease of them. O(c + n / c), see IntervalMap.
+        """Finds gfns (in the narrowest gap with room, or exactly at ``gfn``) and makes a lease of them.
+
+        O(log n) to find them, O(c + n / c) to enter them, see IntervalMap.
 
         Raises ValueError, QuotaExceeded (the domain's leases or pages), NoSpace (no such gap).
         """
@@ -204,8 +209,8 @@ class LeaseTable:
         if self.pages_lent + page_count > self.page_limit:
             raise QuotaExceeded(f"domain {self.domain_name} may borrow {self.page_limit} pages")
         if gfn is None:
-            gfn = self._by_gfn.first_fit(0, self.aperture_pages, page_count, alignment_pages)
-        elif gfn < 0 or gfn + page_count > self.aperture_pages or any(self._by_gfn.overlapping(gfn, gfn + page_count)):
+            gfn = self._gaps.take(page_count, alignment_pages)
+        elif not self._gaps.take_at(gfn, page_count):
             gfn = None
         if gfn is None:
             raise NoSpace(f"the aperture of domain {self.domain_name} has no such gap of {page_count} pages")
@@ -233,6 +238,7 @@ class LeaseTable:
         if self._by_id.pop(lease.lease_id, None) is not lease:
             raise LeaseEnded(f"lease {lease.lease_id} of domain {lease.domain_name} is over")
         self._by_gfn.remove(lease.gfns.start)
+        self._gaps.give_back(lease.gfns)
         self.by_backing.remove(lease)
         self.pages_lent -= lease.page_count
         lease.state = LeaseState.ENDED
@@ -250,16 +256,8 @@ class LeaseTable:
         return [lease for _, _, lease in self._by_gfn.overlapping(*gfns)]
 
     def gaps(self) -> list[PageRange]:
-        """Where nothing is lent, in order. O(n)."""
-        found = []
-        end = 0
-        for lease in self.overlapping(PageRange(0, self.aperture_pages)):
-            if lease.gfns.start > end:
-                found.append(PageRange(end, lease.gfns.start))
-            end = lease.gfns.end
-        if end < self.aperture_pages:
-            found.append(PageRange(end, self.aperture_pages))
-        return found
+        """Where nothing is lent, in order. O(gaps)."""
+        return list(self._gaps)
 
     def on_backing(self, key: Hashable, pages: PageRange) -> list[Lease]:
         """This domain's leases of ``pages`` of the backing ``key``."""
@@ -269,6 +267,10 @@ class LeaseTable:
     def check(self) -> None:
         """Walks the invariants; raises AssertionError. O(n log n)."""
         self._by_gfn.check()
+        self._gaps.check()
+        lent_and_free = sorted([*self._gaps, *(lease.gfns for lease in self)])
+        assert [pages.start for pages in lent_and_free] == [0, *(pages.end for pages in lent_and_free)][:-1]
+        assert not lent_and_free or lent_and_free[-1].end == self.aperture_pages
         assert len(self._by_gfn) == len(self._by_id) <= self.lease_limit
         assert self.pages_lent == sum(lease.page_count for lease in self) <= self.page_limit
         for lease in self:

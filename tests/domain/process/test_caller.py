@@ -6,9 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
+import sortedcontainers
 
+import waylend
 from tests.domain.borrowers import DEADLINE_S, Faulted, FdBorrower, file_backing_fd, opened
 from tests.processes import wait_until
 from waylend.backing.file import FileBacking
@@ -68,6 +72,39 @@ def test_when_its_process_is_killed_everything_is_over() -> None:
             with pytest.raises(Faulted):
                 borrower.read(39 * PAGE_SIZE, 1)
         assert domain.stats().leases == ()
+
+
+ZIPPED = """
+import os
+from waylend.backing.file import FileBacking
+from waylend.domain.process.caller import ProcessDomain
+fd = os.memfd_create("zipped")
+os.write(fd, b"zipped")
+domain = ProcessDomain("zipped")
+lent = domain.open_lease(domain.lend(FileBacking(fd)))
+print(os.read(lent, 6).decode(), domain.__module__, ProcessDomain.lend.__code__.co_filename)
+domain.close()
+"""
+
+
+def test_its_process_finds_all_modules_in_an_archive_too(tmp_path: Path) -> None:
+    """As zipapp makes them: one file holds the program and all that it imports."""
+    with zipfile.PyZipFile(f"{tmp_path / 'app.pyz'}", "w") as archive:
+        for package in (waylend, sortedcontainers):
+            folder = Path(f"{package.__file__}").parent
+            for file in folder.rglob("*.py"):
+                archive.write(file, file.relative_to(folder.parent))
+        archive.writestr("__main__.py", ZIPPED)
+    ran = subprocess.run(
+        [sys.executable, "-I", "-S", f"{tmp_path / 'app.pyz'}"],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert ran.stderr == ""
+    assert ran.stdout.split()[0] == "zipped"
+    assert f"{tmp_path}" in ran.stdout
 
 
 LENDER = """

@@ -19,6 +19,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import sortedcontainers
+
 from waylend import errors
 from waylend.backing.base import Backing
 from waylend.backing.file import FileBacking
@@ -32,6 +34,17 @@ from waylend.lending.pages import PAGE_SHIFT, PageRange, page_count_of
 logger = logging.getLogger(__name__)
 
 _ENDING_S = 5.0
+
+
+def _module_path() -> list[str]:
+    """Where the serving process finds our modules, and the one library that the lender's book needs: wherever they are here.
+
+    It looks nowhere else (``python -I -S``), not in what the user's environment or the current directory may hold.
+    """
+    folders = (
+        os.path.dirname(os.path.dirname(os.path.abspath(f"{each.__file__}"))) for each in (errors, sortedcontainers)
+    )
+    return list(dict.fromkeys(folders))
 
 
 class _LenderSide:
@@ -71,9 +84,8 @@ class ProcessDomain:
         """Starts the process. Raises Unavailable."""
         self._socket, theirs = socket.socketpair()
         notices, its_notices = socket.socketpair()
-        home = os.path.dirname(os.path.dirname(os.path.abspath(errors.__file__)))
         program = (
-            f"import sys; sys.path.insert(0, {home!r});"
+            f"import sys; sys.path[:] = {_module_path()!r} + sys.path;"
             f"from waylend.domain.process.server import serve; serve({theirs.fileno()}, {its_notices.fileno()})"
         )
         with theirs, its_notices:
