@@ -8,7 +8,6 @@ devices are done with it. ``create_dumb`` makes such a buffer on a DRM node, one
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import glob
@@ -20,13 +19,11 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from waylend import linux
 from waylend.backing.base import Invalidate, Subscribers
 from waylend.backing.mapped import MappedMemory
 from waylend.errors import BackingLost, Unavailable
 from waylend.lending.pages import PAGE_SHIFT, PageRange, page_count_of
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_char_p)
 
 #: The file system of all dma-bufs, by which one can be told from other descriptors (linux/magic.h).
 DMA_BUF_MAGIC = 0x444D4142
@@ -200,10 +197,7 @@ def create_dumb(width: int, height: int, *, bits_per_pixel: int = 32, node: str 
 
 def is_dmabuf(fd: int) -> bool:
     """Whether the descriptor is a dma-buf (fstatfs(2)). Raises OSError."""
-    status = ctypes.create_string_buffer(256)  # struct statfs, which begins with f_type, a word
-    if _libc.fstatfs(fd, status) < 0:
-        raise OSError(ctypes.get_errno(), "fstatfs")
-    return ctypes.c_ulong.from_buffer(status).value == DMA_BUF_MAGIC
+    return linux.file_system_of(fd) == DMA_BUF_MAGIC
 
 
 def _created(drm: int, width: int, height: int, bits_per_pixel: int) -> DumbBuffer:
@@ -244,15 +238,12 @@ def _sync(fd: int, flags: int) -> None:
 def _ioctl(fd: int, request: int, argument: bytes, name: str) -> bytes:
     """The argument as the kernel leaves it. Raises OSError, naming the call.
 
-    By ctypes, as ``fcntl.ioctl`` holds the interpreter lock for small arguments, and a sync may wait for devices. Both
-    dma-buf.rst and libdrm's drmIoctl say to try again after EAGAIN and EINTR, which this does, but not for ever.
+    A sync may wait for devices. Both dma-buf.rst and libdrm's drmIoctl say to try again after EAGAIN and EINTR, which this does,
+    but not for ever.
     """
-    number = 0
-    for _ in range(1000):
-        buffer = ctypes.create_string_buffer(argument, len(argument))
-        if _libc.ioctl(fd, request, buffer) >= 0:
-            return buffer.raw
-        number = ctypes.get_errno()
-        if number not in (errno.EINTR, errno.EAGAIN):
-            break
-    raise OSError(number, f"{name}: {os.strerror(number)}")
+    for _ in range(999):
+        try:
+            return linux.ioctl(fd, request, argument, name)
+        except (InterruptedError, BlockingIOError):
+            pass
+    return linux.ioctl(fd, request, argument, name)

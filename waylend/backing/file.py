@@ -6,30 +6,16 @@ that is cut short under our feet is a short count here, not SIGBUS.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import stat
 import threading
 from collections.abc import Callable, Hashable
 
+from waylend import linux
 from waylend.backing.base import Invalidate, Subscribers
 from waylend.errors import BackingLost
 from waylend.lending.pages import PAGE_SHIFT, PageRange, page_count_of
-
-#: Commands of fcntl(2) that the ``fcntl`` module of Python 3.11 lacks (linux/fcntl.h).
-_F_GET_SEALS = 1034
-_F_SEAL_WRITE = 0x0008
-_KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02  # fallocate(2)
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
-
-
-def punch_hole(fd: int, offset_bytes: int, length_bytes: int) -> None:
-    """Frees those pages of a file, which read as zeros then; whoever has mapped them has them no more. Raises OSError."""
-    if _libc.fallocate(fd, _KEEP_SIZE | _PUNCH_HOLE, offset_bytes, length_bytes) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"fallocate: {os.strerror(number)}")
 
 
 class FileBacking:
@@ -66,7 +52,7 @@ class FileBacking:
             raise ValueError("can't lend a file that isn't open for reading")
         if writable and access != os.O_RDWR:
             raise ValueError("can't lend a file for writing that isn't open for writing")
-        if writable and _seals(self._fd) & _F_SEAL_WRITE:
+        if writable and _seals(self._fd) & linux.F_SEAL_WRITE:
             raise ValueError("can't lend a file for writing that is sealed against it")
         if writable:
             try:
@@ -152,7 +138,7 @@ class FileBacking:
     def discard(self) -> None:
         """Gives the content up: all of it reads as zeros, and takes no memory. Raises BackingLost."""
         try:
-            punch_hole(self._fd, 0, self._size_bytes)
+            linux.punch_hole(self._fd, 0, self._size_bytes)
         except OSError as error:
             raise BackingLost(f"discarding the backing file: {error}") from error
 
@@ -181,7 +167,7 @@ class FileBacking:
 
 def _seals(fd: int) -> int:
     try:
-        return fcntl.fcntl(fd, _F_GET_SEALS)
+        return linux.seals_of(fd)
     except OSError:  # not a memfd
         return 0
 

@@ -20,12 +20,12 @@ mode and cut it short, for itself and others who were lent the same lease, but n
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+from waylend import linux
 from waylend.backing.base import Backing
 from waylend.domain.base import DomainStats, LeaseStats, revoke_each
 from waylend.domain.lease_book import LeaseBook
@@ -42,10 +42,6 @@ from waylend.lending.lease import (
 from waylend.lending.p2m import EventLog, LendingEventKind
 from waylend.lending.pages import PAGE_SHIFT, PageRange
 
-# fcntl(2) and its seals, which the ``fcntl`` module of Python 3.11 lacks (linux/fcntl.h).
-_F_ADD_SEALS = 1033
-_F_SEAL_SEAL = 0x0001
-_F_SEAL_WRITE = 0x0008
 #: How much is copied at a time while a lease is filled or written back.
 _STRIDE_PAGES = 256
 
@@ -205,7 +201,7 @@ class MemfdDomain:
                 lease.pages[pages.start : pages.end] = bytes((state,)) * pages.page_count
             if not lease.writable:
                 # Not F_SEAL_SHRINK: cutting it short is how we take the pages away.
-                fcntl.fcntl(memfd, _F_ADD_SEALS, _F_SEAL_WRITE | _F_SEAL_SEAL)
+                linux.add_seals(memfd, linux.F_SEAL_WRITE | linux.F_SEAL_SEAL)
         except BaseException:
             lease.pages[:] = bytes(lease.page_count)
             os.close(memfd)

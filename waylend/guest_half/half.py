@@ -7,7 +7,6 @@ itself: the kernel copies between it and files (preadv, pwrite), so that a page 
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
 import logging
 import os
@@ -18,6 +17,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from waylend import linux
 from waylend.channel.connection import ChannelConnection
 from waylend.channel.halves import GuestEnd
 from waylend.channel.transport import Address, open_to_host
@@ -44,9 +44,7 @@ _RETRY_S = 0.2
 _MAX_RETRY_S = 2.0
 #: Files of the compositor whose copies are kept for the next client.
 _MAX_FILES = 64
-# fcntl(2) and its seals, which the ``fcntl`` module of Python 3.11 lacks (linux/fcntl.h).
-_F_ADD_SEALS = 1033
-_ALL_SEALS = 0x1 | 0x2 | 0x4 | 0x8  # seal, shrink, grow, write
+_ALL_SEALS = linux.F_SEAL_SEAL | linux.F_SEAL_SHRINK | linux.F_SEAL_GROW | linux.F_SEAL_WRITE
 
 
 class GuestHalf:
@@ -203,7 +201,7 @@ class GuestHalf:
             failure = self._bar.copy_out(fd, 0, gfn << PAGE_SHIFT, size_bytes)
             if failure:
                 raise PeerError(f"a file of the compositor: {failure}")
-            fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS)
+            linux.add_seals(fd, _ALL_SEALS)
         except BaseException:
             os.close(fd)
             raise

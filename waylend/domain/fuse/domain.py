@@ -18,7 +18,6 @@ reaches both.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import functools
 import logging
@@ -28,6 +27,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
+from waylend import linux
 from waylend.backing.base import Backing
 from waylend.backing.file import FileBacking
 from waylend.domain.base import DomainStats, LeaseStats, revoke_each
@@ -52,8 +52,6 @@ from waylend.lending.p2m import P2M, EventLog, LendingEventKind, Verdict
 from waylend.lending.pages import PAGE_SHIFT, PAGE_SIZE, PageRange, page_count_of
 
 logger = logging.getLogger(__name__)
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class FuseDomain:
@@ -305,7 +303,10 @@ class FuseDomain:
         self._retirer.join()
         self._watchdog.close()
         if self._mount_path is not None:
-            _libc.umount2(os.fsencode(self._mount_path), 2)  # MNT_DETACH
+            try:
+                linux.unmount_lazily(self._mount_path)
+            except OSError as error:
+                logger.warning("domain %s: %s stays mounted: %s", self.name, self._mount_path, error)
         self._server.close()
 
     # -- taking pages away

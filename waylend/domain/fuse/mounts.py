@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import array
 import contextlib
-import ctypes
 import os
 import socket
 import subprocess
 from dataclasses import dataclass
 
 from waylend.errors import Unavailable
+from waylend.linux import system_call
 
 # System calls that neither Python nor older C libraries wrap; the numbers are the same on all architectures (Linux
 # 5.2).
@@ -33,8 +33,6 @@ _MOUNT_ATTR_RDONLY = 1
 _MOUNT_ATTR_SAFE = 2 | 4 | 8  # nosuid, nodev, noexec
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _AT_FDCWD = -100
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass
@@ -77,7 +75,7 @@ def mount_fuse(name: str, *, read_only: bool = False) -> FuseMount:
 
 def attach(mount: FuseMount, path: str) -> None:
     """Also puts the mount on the directory ``path``, for programs that need one. ``umount`` it yourself. Raises OSError."""
-    _system_call(
+    system_call(
         "move_mount", _SYS_MOVE_MOUNT, mount.root_fd, b"", _AT_FDCWD, os.fsencode(path), _MOVE_MOUNT_F_EMPTY_PATH
     )
 
@@ -94,10 +92,10 @@ def open_abort(connection: int) -> int:
         finally:
             os.close(control)
     except OSError:
-        context = _system_call("fsopen", _SYS_FSOPEN, b"fusectl", _FSOPEN_CLOEXEC)
+        context = system_call("fsopen", _SYS_FSOPEN, b"fusectl", _FSOPEN_CLOEXEC)
         try:
             _configure(context, _FSCONFIG_CMD_CREATE)
-            control = _system_call("fsmount", _SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, _MOUNT_ATTR_SAFE)
+            control = system_call("fsmount", _SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, _MOUNT_ATTR_SAFE)
         finally:
             os.close(context)
         try:
@@ -159,7 +157,7 @@ def dirty_limit_bytes() -> int:
 
 
 def _mount_detached(device_fd: int, name: str, read_only: bool) -> int:
-    context = _system_call("fsopen", _SYS_FSOPEN, b"fuse", _FSOPEN_CLOEXEC)
+    context = system_call("fsopen", _SYS_FSOPEN, b"fuse", _FSOPEN_CLOEXEC)
     try:
         for key, value in (
             ("source", name),
@@ -175,13 +173,13 @@ def _mount_detached(device_fd: int, name: str, read_only: bool) -> int:
             _configure(context, _FSCONFIG_SET_FLAG, flag)
         _configure(context, _FSCONFIG_CMD_CREATE)
         attributes = _MOUNT_ATTR_SAFE | (_MOUNT_ATTR_RDONLY if read_only else 0)
-        return _system_call("fsmount", _SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
+        return system_call("fsmount", _SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
     finally:
         os.close(context)
 
 
 def _configure(context: int, command: int, key: str | None = None, value: str | None = None) -> None:
-    _system_call(
+    system_call(
         "fsconfig",
         _SYS_FSCONFIG,
         context,
@@ -190,14 +188,6 @@ def _configure(context: int, command: int, key: str | None = None, value: str | 
         None if value is None else value.encode(),
         0,
     )
-
-
-def _system_call(name: str, *arguments: object) -> int:
-    result = int(_libc.syscall(*arguments))
-    if result < 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, f"{name}: {os.strerror(errno)}")
-    return result
 
 
 def _mount_through_fusermount(name: str, read_only: bool, refused: OSError) -> FuseMount:

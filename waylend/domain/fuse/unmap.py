@@ -7,7 +7,6 @@ business; here is what the kernel is told, in which order, and what it may wait 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import threading
@@ -15,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from waylend import linux
 from waylend.domain.fuse.files import BAR, CachedFile, LeaseFile, node_of
 from waylend.domain.fuse.server import FuseServer
 from waylend.lending.p2m import Invalidation, Parked
@@ -22,9 +22,6 @@ from waylend.lending.pages import PAGE_SHIFT, PageRange
 
 logger = logging.getLogger(__name__)
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-_SYNC_AND_WAIT = 1 | 2 | 4  # SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE, _WAIT_AFTER
 #: How much is unmapped at a time. After that, faults on it wait until all is done, so a busy borrower soon stands still.
 #: What can be written to is taken in smaller stretches: the less is dirtied again behind its write-back, the faster.
 _STRIDE_PAGES = 4096
@@ -163,7 +160,10 @@ class Unmapping:
         size_bytes = (pages.end - pages.start) << PAGE_SHIFT
         for own_file in own_files:
             offset_bytes = (own_file.first_page + pages.start) << PAGE_SHIFT
-            _libc.sync_file_range(own_file.fd, offset_bytes, size_bytes, _SYNC_AND_WAIT)
+            try:
+                linux.sync_file_range(own_file.fd, offset_bytes, size_bytes)
+            except OSError as error:  # whoever served the write-back has said more
+                logger.info("domain %s: %s", self._name, error)
 
     def write_back(self, file: LeaseFile) -> None:
         """Has the kernel hand us what the borrower wrote so far."""

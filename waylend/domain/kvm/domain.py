@@ -27,12 +27,12 @@ import os
 from collections.abc import Callable
 
 from waylend.domain.kvm.aperture import KvmAperture
-from waylend.domain.kvm.guest_range import PROT_NONE, PROT_READ, PROT_READ_WRITE
 from waylend.domain.kvm.vm import open_kvm, set_memory_slot
 from waylend.domain.machine import Lent, MachineDomain
 from waylend.errors import LeaseEnded, NoSpace
 from waylend.lending.lease import BackingIndex, Lease
 from waylend.lending.pages import PAGE_SHIFT, PageRange
+from waylend.linux import PROT_NONE, PROT_READ, PROT_READ_WRITE
 
 logger = logging.getLogger(__name__)
 

@@ -7,27 +7,10 @@ This process must never touch the range through the mapping: it would fault like
 
 from __future__ import annotations
 
-import ctypes
 import os
-from typing import Final
 
-from waylend.backing.file import punch_hole
+from waylend import linux
 from waylend.lending.pages import PAGE_SHIFT, PAGE_SIZE, PageRange
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-
-#: What a guest may do with pages: nothing (an access is an error at once), read, read and write.
-PROT_NONE: Final = 0
-PROT_READ: Final = 1
-PROT_READ_WRITE: Final = 3
-_MAP_SHARED, _MAP_NORESERVE = 0x01, 0x4000
-_MAP_FAILED: Final = ctypes.c_void_p(-1).value
-_MADV_DONTNEED, _MADV_DONTFORK, _MADV_DONTDUMP = 4, 10, 16
 
 
 class GuestRange:
@@ -41,13 +24,11 @@ class GuestRange:
         self.address = 0
         try:
             os.ftruncate(self._memfd, self.size_bytes)
-            mapped = _libc.mmap(None, self.size_bytes, PROT_NONE, _MAP_SHARED | _MAP_NORESERVE, self._memfd, 0)
-            _check(-1 if mapped == _MAP_FAILED else 0, "mmap")
-            self.address = mapped
+            self.address = linux.map_shared(self._memfd, self.size_bytes, linux.PROT_NONE)
             # A child of fork would have the pages without anybody who serves its faults.
-            self._advise(self.address, self.size_bytes, _MADV_DONTFORK)
-            self._advise(self.address, self.size_bytes, _MADV_DONTDUMP)
-            _check(_libc.mprotect(self.doorbell, PAGE_SIZE, PROT_READ), "mprotect")
+            linux.advise(self.address, self.size_bytes, linux.MADV_DONTFORK)
+            linux.advise(self.address, self.size_bytes, linux.MADV_DONTDUMP)
+            linux.protect(self.doorbell, PAGE_SIZE, linux.PROT_READ)
         except BaseException:
             self.close()
             raise
@@ -60,8 +41,10 @@ class GuestRange:
         return self.address + (gfn << PAGE_SHIFT)
 
     def permit(self, gfns: PageRange, protection: int) -> None:
-        """What guests may do there. When it returns, no access goes beyond that; what does is an error at once."""
-        _check(_libc.mprotect(self.address_of(gfns.start), gfns.page_count << PAGE_SHIFT, protection), "mprotect")
+        """What guests may do there, one of ``linux``'s PROT_NONE, PROT_READ and PROT_READ_WRITE. When it returns, no access goes
+        beyond that; what does is an error at once.
+        """
+        linux.protect(self.address_of(gfns.start), gfns.page_count << PAGE_SHIFT, protection)
 
     def read(self, gfns: PageRange) -> bytes:
         """What is in the pages; zeros where there is none. Never faults."""
@@ -71,27 +54,17 @@ class GuestRange:
 
     def punch(self, gfns: PageRange) -> None:
         """Unmaps the pages everywhere and frees them: the next access faults. When it returns, none reaches the old page."""
-        punch_hole(self._memfd, gfns.start << PAGE_SHIFT, gfns.page_count << PAGE_SHIFT)
+        linux.punch_hole(self._memfd, gfns.start << PAGE_SHIFT, gfns.page_count << PAGE_SHIFT)
 
     def drop_marks(self, gfns: PageRange) -> None:
         """Forgets which pages are poisoned there, which a punched hole does not."""
-        self._advise(self.address_of(gfns.start), gfns.page_count << PAGE_SHIFT, _MADV_DONTNEED)
+        linux.advise(self.address_of(gfns.start), gfns.page_count << PAGE_SHIFT, linux.MADV_DONTNEED)
 
     def close(self) -> None:
         """Gives the addresses up: not while a guest has them mapped. Idempotent."""
         address, self.address = self.address, 0
         memfd, self._memfd = self._memfd, -1
         if address:
-            _libc.munmap(address, self.size_bytes)
+            linux.unmap(address, self.size_bytes)
         if memfd >= 0:
             os.close(memfd)
-
-    @staticmethod
-    def _advise(address: int, size_bytes: int, advice: int) -> None:
-        _check(_libc.madvise(address, size_bytes, advice), "madvise")
-
-
-def _check(result: int, call: str) -> None:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{call}: {os.strerror(number)}")

@@ -7,8 +7,8 @@ Documentation/admin-guide/mm/userfaultfd.rst.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import errno
 import fcntl
 import logging
 import os
@@ -17,14 +17,13 @@ import struct
 import threading
 from typing import Final, Protocol
 
+from waylend import linux
 from waylend.errors import Unavailable
 from waylend.lending.pages import PAGE_SIZE
 
 logger = logging.getLogger(__name__)
 
 _ioctl = fcntl.ioctl
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _SYSCALLS = {"x86_64": 323, "aarch64": 282}
 _USERFAULTFD_IOC_NEW = 0xAA00
 
@@ -42,7 +41,6 @@ _FEATURES = _FEATURE_MISSING_SHMEM | _FEATURE_WP_SHMEM | _FEATURE_POISON
 _REGISTER_MISSING, _REGISTER_WP = 1, 2
 _COPY_MODE_WP = 2
 _WP_ON, _WP_OFF, _WP_DONTWAKE = 1, 0, 2
-_MADV_POPULATE_READ = 22
 
 _API = struct.Struct("=QQQ")
 _REGISTER = struct.Struct("=QQQQ")
@@ -73,16 +71,15 @@ def open_userfaultfd() -> int:
     number = _SYSCALLS.get(platform.machine())
     if number is None:
         raise Unavailable(f"userfaultfd on {platform.machine()} is only known by /dev/userfaultfd", "needs Linux 6.1")
-    fd: int = _libc.syscall(number, os.O_CLOEXEC)
-    if fd >= 0:
-        return fd
-    reason = ctypes.get_errno()
-    if reason == errno.EPERM:
+    try:
+        return linux.system_call("userfaultfd", number, os.O_CLOEXEC)
+    except PermissionError as error:
         raise Unavailable(
             "userfaultfd is not allowed",
             "run as root, or give this user access to /dev/userfaultfd, or set sysctl vm.unprivileged_userfaultfd=1",
-        )
-    raise Unavailable(f"no userfaultfd: {os.strerror(reason)}", "needs Linux with CONFIG_USERFAULTFD")
+        ) from error
+    except OSError as error:
+        raise Unavailable(f"no userfaultfd: {error.strerror}", "needs Linux with CONFIG_USERFAULTFD") from error
 
 
 class Userfault:
@@ -143,6 +140,11 @@ class Userfault:
             os.close(fd)
 
 
+def _ring(doorbell: int) -> None:
+    with contextlib.suppress(OSError):  # closed while it rang
+        linux.advise(doorbell, PAGE_SIZE, linux.MADV_POPULATE_READ)
+
+
 class Handler(Protocol):
     def __call__(self, address: int, flags: int) -> None:
         """A fault at ``address`` (exact to the page at least). Must not touch the range through a mapping."""
@@ -168,7 +170,7 @@ class FaultServer:
     def close(self) -> None:
         """Ends the threads, and the userfaultfd with them. Not to be called from one of them."""
         # The ringing waits until the userfaultfd is closed, so it is done by a thread of its own.
-        ringing = threading.Thread(target=_libc.madvise, args=(self._doorbell, PAGE_SIZE, _MADV_POPULATE_READ))
+        ringing = threading.Thread(target=_ring, args=(self._doorbell,))
         ringing.start()
         for thread in self._threads:
             thread.join()

@@ -20,13 +20,14 @@ import threading
 from dataclasses import dataclass
 from typing import Final
 
+from waylend import linux
 from waylend.domain.kvm import abi
 from waylend.errors import Unavailable
 
 #: Gets a vCPU out of KVM_RUN. It is blocked everywhere else and taken off at once, so it needs no handler.
 _KICK: Final = signal.SIGRTMIN + 5
 #: What the kernel says where a memory slot's page can't be had.
-_REFUSALS = (errno.EFAULT, 133)  # 133: EHWPOISON, which ``errno`` lacks
+_REFUSALS = (errno.EFAULT, linux.EHWPOISON)
 #: An access has at most that many, each an exit of its own: 32 bytes across a page's edge, 8 at a time.
 _PARTS_OF_AN_ACCESS = 8
 

@@ -6,11 +6,11 @@ The compositor will touch its pages, and the time to serve them is the file's ow
 
 from __future__ import annotations
 
-import ctypes
 import os
 import stat
 from typing import ClassVar
 
+from waylend import linux
 from waylend.relay.interpose import FdMessage, Interposer
 
 # wl_shm.error.invalid_fd
@@ -47,12 +47,8 @@ def unfit_for_a_pool(fd: int) -> str:
     return f"a file that {served_by} serves: it could make the compositor wait" if served_by else ""
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
 def _file_system_of(fd: int) -> int:
-    # Python's os.fstatvfs has no f_type, which is the first word of struct statfs.
-    buffer = (ctypes.c_long * 32)()
-    if _libc.fstatfs(fd, buffer) != 0:
+    try:
+        return linux.file_system_of(fd)
+    except OSError:
         return 0
-    return buffer[0] & 0xFFFFFFFF
