@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv, and does nothing twice: a stamp file says what was done.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench soak system clean
+.PHONY: help demo test lint bench soak mutants system clean
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -19,6 +19,7 @@ help:
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   measure, and compare with no proxy at all and with waypipe if it is installed"
 	@echo "make soak    run clients against waylend for SOAK_SECONDS=$(SOAK_SECONDS), watching memory and fds"
+	@echo "make mutants break the lines of defence one at a time; each has a test that must catch it (MUTANTS_ARGS='--only TEXT')"
 	@echo "make clean   remove .venv and what the tools left"
 
 # --- what there must be ------------------------------------------------------------------------------------------------
@@ -70,6 +71,9 @@ bench: system $(VENV)/installed
 
 soak: $(VENV)/installed
 	$(BIN)/python -m bench.soak --seconds $(SOAK_SECONDS)
+
+mutants: $(VENV)/installed
+	$(BIN)/python -m tests.mutants $(MUTANTS_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

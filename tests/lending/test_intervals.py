@@ -125,3 +125,13 @@ def test_a_map_of_many_chunks() -> None:
     assert ranges.first_fit(0, 40_000, 4) == 0
     assert ranges.first_fit(0, 40_000, 5) == 7
     assert ranges.first_fit(0, 50_000, 6) == 39_999
+
+
+@pytest.mark.parametrize(("start", "end"), [(5, 11), (19, 25), (12, 13), (10, 20), (5, 25), (29, 31)])
+def test_ranges_that_overlap_are_refused(start: int, end: int) -> None:
+    ranges: IntervalMap[str] = IntervalMap()
+    ranges.insert(10, 20, "here")
+    ranges.insert(30, 40, "there")
+    with pytest.raises(ValueError, match="overlaps"):
+        ranges.insert(start, end, "between")
+    ranges.check()

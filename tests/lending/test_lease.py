@@ -127,12 +127,29 @@ TestAgainstBitmap.settings = settings(max_examples=30, stateful_step_count=30, d
 
 def test_ids_are_never_used_again() -> None:
     table = LeaseTable("d", 10)
-    first = add(table, "x", 0, 10)
-    table.remove(first)
-    assert add(table, "x", 0, 10).lease_id > first.lease_id
+    seen = set()
+    for _ in range(3):
+        leases = [add(table, "x", 0, 10) for _ in range(3)]
+        for lease in leases[:2]:
+            table.remove(lease)
+        seen |= {lease.lease_id for lease in leases}
+    assert len(seen) == 9
 
 
 @pytest.mark.parametrize(("start", "size_bytes"), [(0, 0), (0, -1), (-1, 10)])
 def test_nothing_is_no_lease(start: int, size_bytes: int) -> None:
     with pytest.raises(ValueError, match="can't lend"):
         add(LeaseTable("d", 10), "x", start, size_bytes)
+
+
+def test_limits_of_leases_and_pages() -> None:
+    table = LeaseTable("d", 10, lease_limit=2, page_limit=5)
+    first = add(table, "x", 0, 4 * PAGE_SIZE)
+    with pytest.raises(QuotaExceeded, match="5 pages"):
+        add(table, "x", 4, 2 * PAGE_SIZE)
+    add(table, "x", 4, PAGE_SIZE)
+    with pytest.raises(QuotaExceeded, match="2 leases"):
+        add(table, "x", 5, PAGE_SIZE)
+    table.remove(first)
+    add(table, "x", 0, 4 * PAGE_SIZE)
+    table.check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -76,3 +77,13 @@ def test_what_is_no_request_is_said_to_be_none(domain: MemfdDomain, line: bytes)
 def test_a_lease_that_is_not_there(control: Path) -> None:
     with pytest.raises(UsageError, match="there is no lease 5"):
         ask(control, "revoke", lease=5)
+
+
+def test_a_request_without_an_end_is_hung_up_on(control: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10.0)
+        sock.connect(os.fspath(control))
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            for _ in range(64):
+                sock.sendall(b" " * (1 << 18))
+    assert ask(control, "leases")["ok"]

@@ -106,6 +106,26 @@ def test_a_writable_lease_does_not_grow_or_shrink(domain: FuseDomain) -> None:
     os.close(fd)
 
 
+def test_a_write_beyond_the_end_of_a_lease_reaches_nothing(domain: FuseDomain) -> None:
+    """The backing goes on there: it is what the host didn't lend."""
+    owner_fd = file_backing_fd(4)
+    backing = FileBacking(os.dup(owner_fd), writable=True)
+    lease = domain.lend(backing, size_bytes=PAGE_SIZE + 100, protection=Protection.READ_WRITE)
+    fd = domain.open_lease(lease)
+    for offset_bytes in (PAGE_SIZE + 99, PAGE_SIZE + 100, 2 * PAGE_SIZE, 3 * PAGE_SIZE):
+        with pytest.raises(OSError, match="Errno"):
+            os.pwrite(fd, b"xx", offset_bytes)
+    with FdBorrower(domain.open_bar(writable=True), writable=True) as machine:
+        machine.write(PAGE_SIZE + 50, b"y" * 1000)
+        domain.sync(lease)
+    domain.end(lease)
+    assert os.pread(owner_fd, 3 * PAGE_SIZE, PAGE_SIZE + 50) == (
+        b"y" * 50 + b"\2" * (PAGE_SIZE - 100) + b"\3" * PAGE_SIZE + b"\4" * PAGE_SIZE
+    )
+    os.close(fd)
+    os.close(owner_fd)
+
+
 def test_nothing_is_read_past_the_page_cache(domain: FuseDomain) -> None:
     lease = domain.lend(FileBacking(file_backing_fd(PAGES)))
     fd = domain.open_lease(lease)
