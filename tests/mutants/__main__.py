@@ -31,6 +31,7 @@ _FAILED, _PASSED = 1, 0  # pytest's exit statuses; any other: there was nothing 
 def copied(root: Path) -> Iterator[Path]:
     """A copy of the tree that is gone afterwards, with what a killed test left mounted in it."""
     folder = Path(tempfile.mkdtemp(prefix="waylend-mutants-")).resolve()
+    folder.chmod(0o711)  # tests that become another user must get through
     try:
         shutil.copytree(root, folder / "tree", ignore=shutil.ignore_patterns(*_NOT_COPIED), symlinks=True)
         (folder / "tmp").mkdir()
