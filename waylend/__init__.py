@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         WaylendError,
     )
     from waylend.guest_half.half import Guest, serve_in_guest
-    from waylend.host_half.half import Host, serve_guest
+    from waylend.host_half.serving import Host, serve_guest
     from waylend.lending.lease import BackingIndex, Lease, LeaseState, LossPolicy, Protection
     from waylend.lending.p2m import LendingEvent, LendingEventKind
     from waylend.lending.pages import PAGE_SIZE, PageRange
@@ -110,7 +110,7 @@ _WHERE = {
         "Guest",
         "serve_in_guest",
     ),
-    "waylend.host_half.half": (
+    "waylend.host_half.serving": (
         "Host",
         "serve_guest",
     ),

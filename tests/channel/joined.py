@@ -8,11 +8,14 @@ import socket
 import time
 from collections.abc import Callable
 
+from waylend.channel.attachments import Attachment
 from waylend.channel.connection import ChannelConnection
 from waylend.channel.halves import GuestEnd, HostEnd
 from waylend.channel.link import EPOLLIN, EPOLLOUT
 from waylend.errors import PeerError
 from waylend.host_half.leases import LeaseGiven
+from waylend.lending.lease import Lease, LossPolicy, Protection
+from waylend.lending.pages import PAGE_SIZE, PageRange
 from waylend.relay.endpoint import ReceiveBuffer
 
 DEADLINE_S = 10.0
@@ -124,8 +127,15 @@ class Party:
         return self.fds.pop(0)
 
 
+class FileOfHost(Attachment):
+    """Lease 7 at page 3."""
+
+    def tell(self, connection: ChannelConnection) -> None:
+        connection.tell("attach_file", 7, 3, 100)
+
+
 class Files:
-    """``Attachments`` of both halves: regular files are known by number, and the aperture is one of them."""
+    """What attachments are on both sides: the aperture is a regular file, and so is all that the host lends."""
 
     def __init__(self) -> None:
         self.aperture = os.memfd_create("aperture", os.MFD_CLOEXEC)
@@ -135,31 +145,36 @@ class Files:
         self.opened: list[tuple[int, int, int]] = []
         self.over: list[ChannelConnection] = []
 
-    def attach(self, connection: ChannelConnection, fd: int) -> bool:
-        if not os.path.sameopenfile(fd, self.aperture):
-            return False
-        if connection.channel.is_host:
-            connection.tell("attach_file", 7, 3, 100)
-        else:
-            connection.tell("attach_aperture")
-        return True
-
-    def open_aperture(self, _connection: ChannelConnection) -> int:
-        return os.dup(self.aperture)
-
-    def open_file(self, _connection: ChannelConnection, lease: int, gfn: int, size_bytes: int) -> int:
-        self.opened.append((lease, gfn, size_bytes))
-        return os.dup(self.aperture)
-
-    def lease_asked(self, connection: ChannelConnection, object_id: int, page_count: int) -> None:
-        self.leases.append((connection, object_id, page_count))
-        self.given.append(LeaseGiven(connection.channel, object_id, self.given_back.append))
-
-    def connection_over(self, connection: ChannelConnection) -> None:
-        self.over.append(connection)
+    def of(self, connection: ChannelConnection) -> FilesOf:
+        return FilesOf(self, connection)
 
     def close(self) -> None:
         os.close(self.aperture)
+
+
+class FilesOf:
+    """``Attachments``."""
+
+    def __init__(self, files: Files, connection: ChannelConnection) -> None:
+        self._files = files
+        self._connection = connection
+
+    def open_aperture(self) -> int:
+        return os.dup(self._files.aperture)
+
+    def open_file(self, lease: int, gfn: int, size_bytes: int) -> int:
+        self._files.opened.append((lease, gfn, size_bytes))
+        return os.dup(self._files.aperture)
+
+    def lease_asked(self, object_id: int, page_count: int) -> None:
+        self._files.leases.append((self._connection, object_id, page_count))
+        lease = Lease(
+            1, "", "test", PageRange(0, page_count), page_count * PAGE_SIZE, "", 0, Protection.READ, LossPolicy.ZERO
+        )
+        self._files.given.append(LeaseGiven(self._connection.channel, object_id, lease, self._files.given_back.append))
+
+    def connection_over(self) -> None:
+        self._files.over.append(self._connection)
 
 
 class Joined:
@@ -183,7 +198,7 @@ class Joined:
         self.host = HostEnd(
             self.loop,
             host.detach(),
-            attachments=self.files,
+            attachments_of=self.files.of,
             page_count=65536,
             on_connection=lambda connection: self.arrived.append(Party(self.loop, connection, reads=self.reads)),
             on_over=self.host_over.append,
@@ -192,7 +207,7 @@ class Joined:
         self.guest = GuestEnd(
             self.loop,
             guest.detach(),
-            attachments=self.files,
+            attachments_of=self.files.of,
             on_ready=self.pages.append,
             on_file_ended=self.ended_files.append,
             on_over=self.guest_over.append,

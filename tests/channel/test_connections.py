@@ -8,10 +8,11 @@ import struct
 
 import pytest
 
-from tests.channel.joined import Files, HandLoop, Joined
+from tests.channel.joined import FileOfHost, Files, HandLoop, Joined
 from waylend.channel.halves import PADDING, GuestEnd
 from waylend.channel.messages import CONNECTION_WINDOW_BYTES
-from waylend.guest_half.leases import LeaseAsked
+from waylend.guest_half.leases import LeaseAsked, WholeAperture
+from waylend.host_half.leases import refuse
 from waylend.wire.codec import encode
 from waylend.wire.tables import load_tables
 
@@ -40,7 +41,7 @@ def test_many_messages_at_once_arrive_in_order(joined: Joined) -> None:
 
 def test_the_aperture_goes_where_it_was_attached(joined: Joined) -> None:
     guest, host = joined.connect()
-    guest.send(b"with", [os.dup(joined.files.aperture)])
+    guest.send(b"with", [WholeAperture(os.dup(joined.files.aperture))])
     joined.loop.until(lambda: host.octets == b"with", "the bytes")
     fd = host.take_fd()
     assert os.path.sameopenfile(fd, joined.files.aperture)
@@ -49,7 +50,7 @@ def test_the_aperture_goes_where_it_was_attached(joined: Joined) -> None:
 
 def test_a_file_of_the_host_is_named_by_its_lease(joined: Joined) -> None:
     guest, host = joined.connect()
-    host.send(b"with", [os.dup(joined.files.aperture)])
+    host.send(b"with", [FileOfHost(os.dup(joined.files.aperture))])
     joined.loop.until(lambda: guest.octets == b"with", "the bytes")
     assert joined.files.opened == [(7, 3, 100)]
     os.close(guest.take_fd())
@@ -81,10 +82,10 @@ def test_leases_are_asked_for_granted_and_given_back(joined: Joined) -> None:
 
 
 def test_a_refused_lease_says_why(joined: Joined) -> None:
-    guest, _ = joined.connect()
+    guest, host = joined.connect()
     lease = LeaseAsked(joined.guest.channel, guest.connection, 10, lambda: None, lambda _: None)
     joined.loop.settle()
-    joined.files.given[0].refuse("no room")
+    refuse(host.connection, lease.object_id, "no room")
     joined.loop.settle()
     assert (lease.gfn, lease.failure) == (-1, "no room")
     lease.give_back()
@@ -232,7 +233,7 @@ def test_old_bytes_before_the_answer_are_skipped_on_a_port() -> None:
     pages: list[int] = []
     over: list[str] = []
     guest = GuestEnd(
-        loop, port.detach(), attachments=files, on_ready=pages.append, on_file_ended=pages.append, on_over=over.append,
+        loop, port.detach(), attachments_of=files.of, on_ready=pages.append, on_file_ended=pages.append, on_over=over.append,
         is_port=True,
     )  # fmt: skip
     try:

@@ -125,10 +125,7 @@ def test_the_host_half_goes_on_or_ends_the_channel(hosting: Hosting, octets: byt
         guest.rest()
         wait_until(lambda: hosting.in_loop(lambda: hosting.half._end is None), "the channel to end")
         assert hosting.in_loop(lambda: hosting.half.relay.sessions) == {}
-        assert hosting.half._leases == {}
-        assert hosting.half._sessions == {}
-        assert hosting.half._given == {}
-        assert hosting.half._passed == {}
+        assert hosting.half.clients == set()
     finally:
         logging.getLogger("waylend").removeHandler(bugs)
         hosting.drop_peers()
@@ -157,7 +154,7 @@ def test_the_guest_half_goes_on_or_ends_the_channel(octets: bytes, connects: boo
     ours, theirs = socket.socketpair()
     over: list[str] = []
     guest = GuestEnd(
-        loop, theirs.detach(), attachments=files, on_ready=lambda _pages: None, on_file_ended=lambda _lease: None,
+        loop, theirs.detach(), attachments_of=files.of, on_ready=lambda _pages: None, on_file_ended=lambda _lease: None,
         on_over=over.append,
     )  # fmt: skip
     parties: list[Party] = []

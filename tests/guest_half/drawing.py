@@ -39,8 +39,6 @@ class Memory:
         for lost in self._lost:
             lost()
 
-    def pool_passed(self, fd: int) -> None: ...
-
     def ask(
         self, _session_id: int, page_count: int, _on_change: Callable[[], None], on_loss: Callable[[AskedLease], None]
     ) -> AskedLease:

@@ -26,7 +26,6 @@ LONG_FILES = {
 LONG_FUNCTIONS = {
     "examples/xen_lending.py: story",
     "waylend/domain/fuse/domain.py: FuseDomain.__init__",
-    "waylend/host_half/half.py: serve_guest",
     "waylend/lending/p2m.py: P2M.fault",
     "waylend/vm/machine.py: _boot",
 }

@@ -2,7 +2,7 @@
 
 To its session it is an endpoint like another: bytes come and go, and descriptors with them. Here the descriptors become
 attachments and come out of attachments: the writing end of a pipe is a stream, and what else a message may carry is what
-the half says (``Attachments``).
+the half says (``attachments``).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from waylend.channel.attachments import Attachment, Attachments
+from waylend.channel.life import Life, Step, after
 from waylend.channel.link import EPOLLIN, EPOLLOUT, EventLoop, Link
-from waylend.channel.messages import CONNECTION_WINDOW_BYTES, MAX_CONTENT_BYTES, ChannelObject, Sender
+from waylend.channel.messages import CONNECTION_WINDOW_BYTES, MAX_CONTENT_BYTES, ChannelObject, Sender, message_of
 from waylend.channel.streams import Stream, StreamSink, StreamSource
 from waylend.errors import ChannelError, PeerError
-from waylend.wire.codec import encode
-from waylend.wire.tables import load_tables
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,10 @@ _MAX_ATTACHMENTS = 28
 MAX_STREAMS = 1024
 #: More than any limit that a session compares with.
 _FULL = 1 << 62
+#: While it is one of these, what the session has to say goes to the other half ...
+_SPEAKS = (Life.OPEN, Life.FAILED)
+#: ... and while it is one of these, the other half has nothing to say any more.
+_HEARS_NOTHING = (Life.ENDED, Life.OVER)
 
 
 class Room(Protocol):
@@ -42,41 +46,21 @@ class Room(Protocol):
     octets: memoryview
 
 
-class Attachments(Protocol):
-    """What a half does with attachments that are no streams. All raise PeerError."""
-
-    def attach(self, connection: ChannelConnection, fd: int) -> bool:
-        """Sends the attachment that stands for ``fd``, which is no pipe; False if there is none. ``fd`` stays its owner's."""
-
-    def open_aperture(self, connection: ChannelConnection) -> int:
-        """A descriptor for ``attach_aperture``."""
-
-    def open_file(self, connection: ChannelConnection, lease: int, gfn: int, size_bytes: int) -> int:
-        """A descriptor for ``attach_file``."""
-
-    def lease_asked(self, connection: ChannelConnection, object_id: int, page_count: int) -> None:
-        """For ``lease``: the object id is checked, and new."""
-
-    def connection_over(self, connection: ChannelConnection) -> None:
-        """The session has closed it."""
-
-
 class ChannelConnection(ChannelObject):
     """``rest`` is the session's; ``queued_bytes`` is 0 while there is credit to spare.
 
-    Life: open until ``close`` (the session's) and ``end`` (the other half's) have both been; bytes that arrived before
-    the other half's end are still received after it.
+    Its life is a ``Life``; bytes that arrived before the other half's end are still received after it.
     """
 
     interface = "waylend_connection_v1"
 
-    def __init__(self, link: Link, object_id: int, attachments: Attachments) -> None:
+    def __init__(self, link: Link, object_id: int, attachments_of: Callable[[ChannelConnection], Attachments]) -> None:
         super().__init__(link, object_id)
         self.rest = b""
         self.queued_bytes = 0
         self.end_reason = ""
         self.channel = link
-        self._attachments = attachments
+        self.attachments = attachments_of(self)
         self._handler: Callable[[int], None] | None = None
         self._feed: Callable[[memoryview, memoryview, int], None] | None = None
         self._mask = EPOLLIN
@@ -85,11 +69,8 @@ class ChannelConnection(ChannelObject):
         self._inbox_bytes = 0
         self._taken_bytes = 0  # of what came: no longer in the inbox, credit not given yet
         self._on_way_bytes = 0
-        self._their_end = False
-        self._closed = False
-        #: Neither half has ended it.
-        self._speaks = True
-        self._failure: PeerError | None = None
+        self._life = Life.OPEN
+        self._failure = PeerError("")
         link.add(self)
 
     # The session's side: what an endpoint has
@@ -103,7 +84,7 @@ class ChannelConnection(ChannelObject):
         """
         self._handler = handler
         self._feed = feed
-        if self._inbox or self._their_end:
+        if self._to_receive:
             self.channel.loop.call_later(0.0, self._deliver)
 
     def leave(self) -> None:
@@ -112,21 +93,26 @@ class ChannelConnection(ChannelObject):
     def watch(self, mask: int) -> None:
         resumed = mask & EPOLLIN and not self._mask & EPOLLIN
         self._mask = mask
-        if resumed and (self._inbox or self._their_end):
+        if resumed and self._to_receive:
             self.channel.loop.call_later(0.0, self._deliver)
 
+    @property
+    def _to_receive(self) -> bool:
+        """Whether a receive finds anything: bytes, a failure or the end."""
+        return bool(self._inbox) or self._life is not Life.OPEN
+
     def _deliver(self) -> None:
-        while self._handler is not None and self._mask & EPOLLIN and (self._inbox or self._their_end or self._failure):
+        while self._handler is not None and self._mask & EPOLLIN and self._to_receive:
             self._handler(EPOLLIN)
 
     def receive(self, buffer: Room) -> tuple[int, list[int] | None]:
         """See ``Endpoint.receive``. Raises BlockingIOError, PeerError."""
         if not self._inbox:
-            if self._failure is not None:
+            if self._life is Life.FAILED:
                 raise self._failure
-            if self._their_end or self.channel.closed:
-                return 0, None
-            raise BlockingIOError
+            if self._life is Life.OPEN and not self.channel.closed:
+                raise BlockingIOError
+            return 0, None
         content, fds = self._inbox.popleft()
         start, count = len(self.rest), len(content)
         buffer.octets[:start] = self.rest
@@ -145,7 +131,7 @@ class ChannelConnection(ChannelObject):
         """Owns ``fds`` from now on. One that can't go to the other half ends the session: its next receive says why."""
         if fds:
             self._attach_all(fds)
-        if not self._speaks:
+        if self._life not in _SPEAKS:
             return
         length = len(octets)
         self._on_way_bytes += length
@@ -161,9 +147,10 @@ class ChannelConnection(ChannelObject):
         left = deque(fds)
         try:
             while left:
-                if self._closed or self._their_end:
+                if self._life not in _SPEAKS:
                     return
-                if self._attachments.attach(self, left[0]):
+                if isinstance(left[0], Attachment):
+                    left[0].tell(self)
                     os.close(left.popleft())
                 else:
                     self._attach_stream(left.popleft())
@@ -199,10 +186,9 @@ class ChannelConnection(ChannelObject):
 
     def close(self) -> None:
         """The session is over. Idempotent."""
-        if self._closed:
+        if self.is_closed:
             return
-        self._closed = True
-        self._speaks = False
+        self._life = after(self._life, Step.CLOSE)
         self._handler = self._feed = None
         for _, fds in self._inbox:
             _close_all(fds)
@@ -211,9 +197,9 @@ class ChannelConnection(ChannelObject):
         self._arrived_fds.clear()
         if not self.channel.closed:
             self.tell("end", self.end_reason.encode(errors="replace")[:1024].replace(b"\0", b"?"))
-            if self._their_end:
+            if self._life is Life.OVER:
                 self.channel.remove(self.object_id)
-        self._attachments.connection_over(self)
+        self.attachments.connection_over()
 
     # The other half's side
 
@@ -222,11 +208,15 @@ class ChannelConnection(ChannelObject):
         feed = self._feed
         if feed is None or self._inbox or self._arrived_fds or self.rest or not self._mask & EPOLLIN or count & 3:
             return False
+        if self._life is not Life.OPEN:
+            return False
         self._take(count)
         feed(words, octets, count)
         return True
 
     def handle(self, opcode: int, body: memoryview) -> None:
+        if self._life in _HEARS_NOTHING:
+            raise ChannelError(f"{self}: message {opcode} after the end")
         if opcode:
             super().handle(opcode, body)
             return
@@ -234,9 +224,7 @@ class ChannelConnection(ChannelObject):
         (size,) = _UINT.unpack_from(body) if length >= 8 else (0,)
         if size != length - 4 or size & 3:  # whole words always, so there is no padding
             raise ChannelError(f"{self}.bytes: {size} bytes in a message of {length}")
-        if self._their_end:
-            raise ChannelError(f"{self}: bytes after the end")
-        if self._closed:
+        if self._life is not Life.OPEN:
             return
         if self._inbox_bytes + self._taken_bytes + size > CONNECTION_WINDOW_BYTES:
             raise ChannelError(f"{self}: more bytes than it has credit for")
@@ -274,13 +262,13 @@ class ChannelConnection(ChannelObject):
         self._fail(PeerError(why))
 
     def on_attach_aperture(self) -> None:
-        self._arrive(lambda: self._attachments.open_aperture(self))
+        self._arrive(self.attachments.open_aperture)
 
     def on_attach_file(self, lease: int, gfn: int, size_bytes: int) -> None:
-        self._arrive(lambda: self._attachments.open_file(self, lease, gfn, size_bytes))
+        self._arrive(lambda: self.attachments.open_file(lease, gfn, size_bytes))
 
     def _arrive(self, open_fd: Callable[[], int]) -> None:
-        if self._closed or self._failure is not None:
+        if self._life is not Life.OPEN:
             return
         try:
             fd = open_fd()
@@ -292,7 +280,7 @@ class ChannelConnection(ChannelObject):
             self._arrived(fd)
 
     def _arrived(self, fd: int) -> None:
-        if self._closed or self._their_end or self._failure is not None:
+        if self._life is not Life.OPEN:
             os.close(fd)
             return
         self._arrived_fds.append(fd)
@@ -301,39 +289,39 @@ class ChannelConnection(ChannelObject):
 
     def _fail(self, error: PeerError) -> None:
         """Ends this client's connection, and none else: its session finds ``error`` when it receives."""
-        if self._failure is None and not self._closed:
+        if self._life is Life.OPEN:
+            self._life = after(self._life, Step.FAIL)
             self._failure = error
             self.channel.loop.call_later(0.0, self._deliver)
 
+    @property
+    def is_closed(self) -> bool:
+        """The session has closed it."""
+        return self._life in (Life.CLOSED, Life.OVER)
+
     def on_lease(self, object_id: int, page_count: int) -> None:
         self.channel.check_new_id(object_id)
-        self._attachments.lease_asked(self, object_id, page_count)
+        self.attachments.lease_asked(object_id, page_count)
 
     def on_end(self, reason: bytes) -> None:
-        if self._their_end:
-            raise ChannelError(f"{self}: a second end")
-        self._their_end = True
-        self._speaks = False
+        self._life = after(self._life, Step.END)
         self.end_reason = reason.decode(errors="replace")
-        if self._closed:
+        if self._life is Life.OVER:
             self.channel.remove(self.object_id)
         else:
             self._deliver()
 
     def link_closed(self) -> None:
         """The channel is over: the session finds an end of file, behind what has arrived."""
-        self._their_end = True
-        self._speaks = False
+        if self._life not in _HEARS_NOTHING:
+            self._life = after(self._life, Step.END)
         self._mask |= EPOLLIN
         self._deliver()
 
 
 def _reset(link: Sender, object_id: int) -> bytes:
-    """``waylend_stream_v1.reset`` of a stream that this side never had."""
-    spec = (load_tables()["waylend_stream_v1"].events if link.is_host else load_tables()["waylend_stream_v1"].requests)[
-        3
-    ]
-    return encode(spec, object_id, ())[0]
+    """The end of a stream that this side never had."""
+    return message_of(link, "waylend_stream_v1", "reset", object_id)
 
 
 def _close_all(fds: list[int]) -> None:

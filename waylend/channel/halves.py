@@ -8,7 +8,8 @@ import secrets
 import struct
 from collections.abc import Callable
 
-from waylend.channel.connection import Attachments, ChannelConnection
+from waylend.channel.attachments import Attachments
+from waylend.channel.connection import ChannelConnection
 from waylend.channel.link import EventLoop, Link
 from waylend.channel.messages import CHANNEL_ID, VERSION, ChannelObject
 from waylend.channel.streams import Stream
@@ -73,14 +74,14 @@ class HostEnd(_End):
         loop: EventLoop,
         fd: int,
         *,
-        attachments: Attachments,
+        attachments_of: Callable[[ChannelConnection], Attachments],
         page_count: int,
         on_connection: Callable[[ChannelConnection], None],
         on_over: Callable[[str], None],
         token: str = "",
         silence_s: float = 30.0,
     ) -> None:
-        self._attachments = attachments
+        self._attachments_of = attachments_of
         self._page_count = page_count
         self._on_connection = on_connection
         self._on_over = on_over
@@ -106,7 +107,7 @@ class HostEnd(_End):
 
     def on_connect(self, object_id: int) -> None:
         self.channel.check_new_id(object_id)
-        self._on_connection(ChannelConnection(self.channel, object_id, self._attachments))
+        self._on_connection(ChannelConnection(self.channel, object_id, self._attachments_of))
 
     def _over(self, why: str) -> None:
         self.end_all()
@@ -125,7 +126,7 @@ class GuestEnd(_End):
         loop: EventLoop,
         fd: int,
         *,
-        attachments: Attachments,
+        attachments_of: Callable[[ChannelConnection], Attachments],
         on_ready: Callable[[int], None],
         on_file_ended: Callable[[int], None],
         on_over: Callable[[str], None],
@@ -134,7 +135,7 @@ class GuestEnd(_End):
         deadline_s: float = 5.0,
         silence_s: float = 30.0,
     ) -> None:
-        self._attachments = attachments
+        self._attachments_of = attachments_of
         self._on_ready = on_ready
         self._on_file_ended = on_file_ended
         self._on_over = on_over
@@ -176,7 +177,7 @@ class GuestEnd(_End):
         """A new connection to the compositor. Raises ConnectionRefusedError while there is no host half."""
         if not self.ready or self.channel.closed:
             raise ConnectionRefusedError(0, "the host half is not there")
-        connection = ChannelConnection(self.channel, self.channel.new_id(), self._attachments)
+        connection = ChannelConnection(self.channel, self.channel.new_id(), self._attachments_of)
         # In the connection's own outbox, so that nothing of it overtakes this.
         self.channel.send(connection.outbox, self.encode("connect", connection.object_id))
         return connection

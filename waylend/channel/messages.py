@@ -53,6 +53,11 @@ def _by_name(interface: str, requests: bool) -> dict[str, MessageSpec]:
     return {spec.name: spec for spec in _specs(interface, requests)}
 
 
+def message_of(link: Sender, interface: str, name: str, object_id: int, *args: object) -> bytes:
+    """A message of an object that this side doesn't have, or not any more."""
+    return encode(_by_name(interface, not link.is_host)[name], object_id, args)[0]
+
+
 class ChannelObject:
     """An object on a link. For each message that may come it has a method ``on_NAME``, which takes its arguments.
 

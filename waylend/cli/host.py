@@ -22,7 +22,7 @@ from waylend.cli.options import (
     trace_option,
 )
 from waylend.cli.process import the_compositor, until_asked_to_stop
-from waylend.host_half.half import serve_guest
+from waylend.host_half.serving import serve_guest
 from waylend.lending.pages import PAGE_SIZE, page_count_of
 from waylend.policy import Policy
 from waylend.vm import qemu

@@ -72,10 +72,8 @@ class GuestHalf:
         self._retry_s = _RETRY_S
         self._complaint = ""
         self._closed = False
-        self._pools_passed: set[int] = set()
         #: Sealed copies of the compositor's files, by lease.
         self._files: OrderedDict[int, int] = OrderedDict()
-        self._sessions: dict[int, ChannelConnection] = {}
         self._tables = tables
         # What a guest may see is the host half's business; what can't cross is announced by none.
         self._policy = policy.with_changes(allow=("*",), deny=NOT_ACROSS_MACHINES)
@@ -92,8 +90,6 @@ class GuestHalf:
         global_filter = GlobalFilter(self._tables, self._policy)
 
         def make(session: Session) -> Iterable[Interposer]:
-            assert isinstance(session.compositor, ChannelConnection)
-            self._sessions[session.session_id] = session.compositor
             pools = Pools(session, self)
             return Registry(session, global_filter), pools, Captures(pools)
 
@@ -113,7 +109,7 @@ class GuestHalf:
         self._end = GuestEnd(
             self._loop,
             fd,
-            attachments=self,
+            attachments_of=lambda _connection: self,
             on_ready=self._on_ready,
             on_file_ended=self._forget_file,
             on_over=self._on_over,
@@ -168,17 +164,10 @@ class GuestHalf:
 
     # Attachments
 
-    def attach(self, connection: ChannelConnection, fd: int) -> bool:
-        if fd not in self._pools_passed:
-            return False
-        self._pools_passed.remove(fd)
-        connection.tell("attach_aperture")
-        return True
-
-    def open_aperture(self, _connection: ChannelConnection) -> int:
+    def open_aperture(self) -> int:
         raise PeerError("a host half attaches no aperture")
 
-    def open_file(self, _connection: ChannelConnection, lease: int, gfn: int, size_bytes: int) -> int:
+    def open_file(self, lease: int, gfn: int, size_bytes: int) -> int:
         """What the compositor handed out, as a sealed file of our own: a client may keep it for as long as it likes."""
         if not size_bytes:
             return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -212,22 +201,19 @@ class GuestHalf:
         if fd >= 0:
             os.close(fd)
 
-    def lease_asked(self, _connection: ChannelConnection, _object_id: int, _page_count: int) -> None:
+    def lease_asked(self, _object_id: int, _page_count: int) -> None:
         raise PeerError("a host half asks for no leases")
 
-    def connection_over(self, connection: ChannelConnection) -> None:
-        for session_id in [number for number, one in self._sessions.items() if one is connection]:
-            del self._sessions[session_id]
+    def connection_over(self) -> None:
+        """Nothing is kept for a connection here."""
 
     # pools.ApertureAccess
-
-    def pool_passed(self, fd: int) -> None:
-        self._pools_passed.add(fd)
 
     def ask(
         self, session_id: int, page_count: int, on_change: Callable[[], None], on_loss: Callable[[AskedLease], None]
     ) -> AskedLease:
-        connection = self._sessions[session_id]
+        connection = self.relay.sessions[session_id].compositor
+        assert isinstance(connection, ChannelConnection)
         return LeaseAsked(connection.channel, connection, page_count, on_change, on_loss)
 
     def copy_in(self, fd: int, file_offset: int, aperture_offset: int, spans: Iterable[tuple[int, int]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from waylend.channel.attachments import Attachment
 from waylend.channel.connection import ChannelConnection
 from waylend.channel.link import Link
 from waylend.channel.messages import ChannelObject
@@ -64,3 +65,10 @@ class LeaseAsked(ChannelObject):
             # After all that was said of buffers in it.
             self._link.send(self._connection.outbox, self.encode("give_back"))
             self._link.remove(self.object_id)
+
+
+class WholeAperture(Attachment):
+    """A client's pool, which is the whole aperture on the other side."""
+
+    def tell(self, connection: ChannelConnection) -> None:
+        connection.tell("attach_aperture")

@@ -19,6 +19,7 @@ from typing import ClassVar, Protocol
 from waylend.errors import LimitExceeded, ProtocolError
 from waylend.guest_half.arena import Arena, AskedLease, LentRegion
 from waylend.guest_half.damage import Damage, ViewportState, spans
+from waylend.guest_half.leases import WholeAperture
 from waylend.lending.pages import PAGE_SHIFT, page_count_of
 from waylend.relay.interpose import Client, FdMessage, Interposer, NotYet
 from waylend.relay.interpose.shm import unfit_for_a_pool
@@ -38,9 +39,6 @@ _LINGER_S = 1.0
 
 class ApertureAccess(Protocol):
     """The guest half, as this interposer knows it."""
-
-    def pool_passed(self, fd: int) -> None:
-        """When ``fd`` goes to the host half, it is the aperture that goes."""
 
     def ask(
         self, session_id: int, page_count: int, on_change: Callable[[], None], on_loss: Callable[[AskedLease], None]
@@ -202,7 +200,7 @@ class Pools(Interposer):
             )
         self._drop_pool(object_id)  # the scan refuses an id that is taken, after this
         self._pools[object_id] = _PoolFile(os.dup(fd), size_bytes)
-        self._aperture.pool_passed(fd)
+        message.fds[0] = WholeAperture(fd)
 
     def resize(self, message: FdMessage) -> bytes:
         (size_bytes,) = _ints(message)

@@ -27,7 +27,7 @@ import anyio.abc
 
 import waylend
 from waylend.errors import Unavailable, UsageError, WaylendError
-from waylend.host_half.half import serve_guest
+from waylend.host_half.serving import serve_guest
 from waylend.policy import Policy
 from waylend.vm.init import MARK, PLAN_NAME
 from waylend.vm.qemu import qemu_args, qemu_version

@@ -1,0 +1,35 @@
+"""What goes beside a connection's bytes: descriptors that become attachments, and what a half makes of those that come."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from waylend.channel.connection import ChannelConnection
+
+
+class Attachment(int):
+    """A descriptor that knows what it stands for on the other side, where it is to be had as something else than a pipe.
+
+    It takes the plain descriptor's place in a message, and is closed as that would be once it was told.
+    """
+
+    def tell(self, connection: ChannelConnection) -> None:
+        """Sends the attachment that stands for it."""
+        raise NotImplementedError
+
+
+class Attachments(Protocol):
+    """What a half does, for one connection, with attachments that are no streams. All raise PeerError."""
+
+    def open_aperture(self) -> int:
+        """A descriptor for ``attach_aperture``."""
+
+    def open_file(self, lease: int, gfn: int, size_bytes: int) -> int:
+        """A descriptor for ``attach_file``."""
+
+    def lease_asked(self, object_id: int, page_count: int) -> None:
+        """For ``lease``: the object id is checked, and new."""
+
+    def connection_over(self) -> None:
+        """The session has closed it."""

@@ -1,0 +1,100 @@
+"""The aperture as the host half lends it: memory for buffers, files of the compositor, and what the compositor maps."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from waylend.backing.file import FileBacking
+from waylend.domain.process.caller import ProcessDomain
+from waylend.errors import LendingError
+from waylend.host_half.closing import ClosingThread
+from waylend.host_half.recycler import LeaseRecycler
+from waylend.lending.lease import Lease, LossPolicy, Protection
+from waylend.lending.pages import PAGE_SIZE
+from waylend.relay.interpose.lent_files import FileLender
+
+#: The most that a wl_shm pool can have, in whole pages: its size is an int32.
+_MOST_POOL_BYTES = (1 << 31) - PAGE_SIZE
+
+
+class LentAperture:
+    """Lives in the loop's thread. Owns descriptors of the domain's aperture; the domain is its maker's to close."""
+
+    def __init__(self, domain: ProcessDomain) -> None:
+        self._domain = domain
+        self._bar_fd = domain.open_bar(writable=True)
+        status = os.fstat(self._bar_fd)
+        self.page_count = status.st_size // PAGE_SIZE
+        #: What a pool of the whole aperture has, in bytes; an int32.
+        self.pool_bytes = min(status.st_size, _MOST_POOL_BYTES)
+        self._identity = (status.st_dev, status.st_ino)
+        #: A file of one page that is nobody's memory.
+        self.stand_in_fd = os.memfd_create("waylend-no-pool", os.MFD_CLOEXEC)
+        os.ftruncate(self.stand_in_fd, PAGE_SIZE)
+        self.files = FileLender(domain)
+        self._recycler = LeaseRecycler(domain)
+        self._closing = ClosingThread(self._bar_fd, domain)
+
+    def open(self) -> int:
+        """A descriptor of the whole aperture. Raises OSError."""
+        return os.dup(self._bar_fd)
+
+    def is_at(self, fd: int) -> bool:
+        """Whether that is a descriptor of the aperture."""
+        status = os.fstat(fd)
+        return (status.st_dev, status.st_ino) == self._identity
+
+    def lend(self, page_count: int) -> Lease:
+        """Memory for buffers. Raises LendingError, OSError."""
+        if not 0 < page_count <= self.page_count:
+            raise LendingError(f"{page_count} pages are more than the aperture has")
+        lease = self._recycler.take(page_count)
+        if lease is not None:
+            return lease
+        try:
+            return self._lend_anew(page_count)
+        except LendingError:
+            if not self._recycler.end_all():
+                raise
+            return self._lend_anew(page_count)
+
+    def _lend_anew(self, page_count: int) -> Lease:
+        fd = os.memfd_create("waylend-buffer", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, page_count * PAGE_SIZE)
+        except OSError:
+            os.close(fd)
+            raise
+        backing = FileBacking(fd, writable=True)
+        try:
+            # The compositor looks at these pages, too: what is lost is black, and no fault of the compositor's.
+            return self._domain.lend(
+                backing,
+                protection=Protection.READ_WRITE,
+                loss=LossPolicy.ZERO,
+                name="wl_shm buffers",
+                redrawn=True,
+            )
+        except BaseException:
+            backing.close()
+            raise
+
+    def give_back(self, lease: Lease) -> None:
+        """A lease of ``lend`` is over, for the client that had it."""
+        self._recycler.add(lease)
+
+    def keep(self, kept: bool) -> None:
+        """Whether there is a guest half, which may ask for what was given back."""
+        self._recycler.keep(kept)
+
+    def close_later(self, sock: socket.socket) -> None:
+        """Closes a connection to a compositor that has mapped the aperture, when that waits for no write-back."""
+        self._closing.close_later(sock)
+
+    def close(self) -> None:
+        """Returns when all connections are closed. The leases end with their domain."""
+        self._closing.close()
+        self._recycler.close()
+        os.close(self._bar_fd)
+        os.close(self.stand_in_fd)

@@ -1,0 +1,149 @@
+"""Running a host half: its channel's socket, its domain, its compositor and its control socket, for as long as a context."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+
+from waylend.channel.transport import Address, listen_for_guest
+from waylend.domain.process.caller import ProcessDomain
+from waylend.errors import UsageError
+from waylend.host_half.half import HostHalf
+from waylend.lending.pages import page_count_of
+from waylend.policy import Policy
+from waylend.relay.events import RelayEvent
+from waylend.relay.loop import Loop
+from waylend.relay.session import Trace
+from waylend.service.compositor import CompositorSocket, keep_in_touch
+from waylend.service.control import ControlServer
+from waylend.service.in_thread import (
+    beating,
+    called_in_this_thread,
+    listening_sockets,
+    make_room_for_fds,
+    new_control_path,
+    running,
+    single_errors,
+)
+from waylend.wire.tables import load_tables
+
+
+@dataclass
+class Host:
+    """A running host half. ``bar_path`` is the aperture's file, for a VMM. ``ended`` is set when the compositor has gone."""
+
+    channel: str
+    control_path: Path | None
+    bar_path: str
+    domain: ProcessDomain
+    ended: anyio.Event = field(default_factory=anyio.Event)
+
+
+@asynccontextmanager
+async def serve_guest(
+    *,
+    channel: str,
+    compositor: str | socket.socket | None = None,
+    policy: Policy | None = None,
+    name: str = "guest",
+    bar_link: str | None = None,
+    token: str = "",
+    uids: Sequence[int] = (),
+    cids: Sequence[int] = (),
+    once: bool = False,
+    control: str | bool = True,
+    silence_s: float = 30.0,
+    on_event: Callable[[RelayEvent], None] | None = None,
+    trace: Trace | None = None,
+) -> AsyncIterator[Host]:
+    """Runs the host half until the context is left; then the guest's windows close and its leases end.
+
+    ``channel`` is where the guest half (or its VMM) connects: ``unix:PATH`` or ``vsock:PORT``. ``bar_link`` is a symbolic
+    link to make to the aperture's file. ``token``, ``uids`` (besides our own and root) and ``cids`` say who may be the guest
+    half. For the others see ``serve``. Raises UsageError, Unavailable, CompositorError.
+    """
+    policy = policy or Policy()
+    where = CompositorSocket.named(compositor)
+    address = Address.parse(channel)
+    tables = load_tables()
+    make_room_for_fds()
+    async with single_errors(), AsyncExitStack() as stack:
+        listening = _listen(stack, address)
+        domain = _new_domain(stack, name, policy, bar_link)
+        running_host = Host(f"{address}", None, domain.bar_path, domain)
+        loop = Loop()
+        half = HostHalf(
+            loop,
+            tables=tables,
+            policy=policy,
+            domain=domain,
+            connect=where.new_connection,
+            observer=await stack.enter_async_context(called_in_this_thread(on_event)) if on_event else None,
+            trace=trace,
+            token=token,
+            silence_s=silence_s,
+        )
+        await stack.enter_async_context(running(loop, half.close))
+        await stack.enter_async_context(beating(loop, half.beat))
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        stack.callback(tasks.cancel_scope.cancel)
+        if where.path:
+            await tasks.start(keep_in_touch, where, running_host.ended, tables, name, once)
+        running_host.control_path = (
+            Path(control) if isinstance(control, str) else new_control_path() if control else None
+        )
+        if running_host.control_path:
+            about = {"pid": os.getpid(), "listen": [f"{address}"], "compositor": f"{where.path or 'a socket'}"}
+            server = ControlServer({name: domain}, about)
+            await stack.enter_async_context(server.listening(running_host.control_path))
+        allowed = frozenset({0, os.geteuid(), *uids})
+        loop.call(lambda: half.listen(listening, allowed, frozenset(cids)))
+        yield running_host
+
+
+def _new_domain(stack: AsyncExitStack, name: str, policy: Policy, bar_link: str | None) -> ProcessDomain:
+    domain = ProcessDomain(
+        name,
+        aperture_pages=page_count_of(policy.limits.aperture_bytes),
+        lease_limit=policy.limits.leases,
+        gap_zeros=True,
+    )
+    stack.callback(domain.close)
+    if bar_link is not None:
+        _link(stack, bar_link, domain.bar_path)
+    return domain
+
+
+def _listen(stack: AsyncExitStack, address: Address) -> socket.socket:
+    if address.kind == "unix":
+        (listening,), _paths = listening_sockets(stack, os.path.abspath(address.path), 0o600)
+        return listening
+    if address.kind == "vsock":
+        try:
+            return stack.enter_context(listen_for_guest(address))
+        except OSError as error:
+            raise UsageError(f"can't listen on {address}: {error.strerror}") from error
+    raise UsageError(f"{address}: a host half has no port; give the unix socket that the VMM connects the port to")
+
+
+def _link(stack: AsyncExitStack, link: str, target: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.islink(link):  # a dead host half left it
+            os.unlink(link)
+    try:
+        os.symlink(target, link)
+    except OSError as error:
+        raise UsageError(f"can't make the link {link}: {error.strerror}") from error
+
+    def unlink() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(link)
+
+    stack.callback(unlink)
