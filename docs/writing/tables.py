@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from waylend.policy import NOT_ACROSS_MACHINES, Limits, Policy
+from waylend.policy import HIGHEST_VERSIONS, NOT_ACROSS_MACHINES, Limits, Policy
 from waylend.wire.tables import load_tables
 
 PAGE = Path(__file__).parents[1] / "policy.md"
@@ -55,7 +55,7 @@ def _globals(*, shown: bool) -> list[Sequence[str]]:
     """By name: interface, the highest version, whether it can cross to another machine."""
     tables, policy = load_tables(), Policy()
     return [
-        (name, f"{tables[name].version}", "no" if name in NOT_ACROSS_MACHINES else "yes")
+        (name, f"{HIGHEST_VERSIONS.get(name, tables[name].version)}", "no" if name in NOT_ACROSS_MACHINES else "yes")
         for name in sorted(tables.globals)
         if policy.announces(name) is shown
     ]
