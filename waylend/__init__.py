@@ -64,6 +64,8 @@ if TYPE_CHECKING:
         WindowNamed,
         WindowOpened,
     )
+    from waylend.relay.interpose import Client, Interposer, MakesInterposer
+    from waylend.wire.scan import Message, NotYet
 
 # Imported when it is asked for: who lends memory needs no event loop, and who serves needs no FUSE.
 _WHERE = {
@@ -155,6 +157,15 @@ _WHERE = {
         "WindowNamed",
         "WindowOpened",
     ),
+    "waylend.relay.interpose": (
+        "Client",
+        "Interposer",
+        "MakesInterposer",
+    ),
+    "waylend.wire.scan": (
+        "Message",
+        "NotYet",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -164,6 +175,7 @@ __all__ = [
     "BackingIndex",
     "BackingLost",
     "ChannelError",
+    "Client",
     "CompositorError",
     "Denied",
     "DmabufBacking",
@@ -176,6 +188,7 @@ __all__ = [
     "Host",
     "HypercallError",
     "Hypervisor",
+    "Interposer",
     "KvmDomain",
     "Lease",
     "LeaseEnded",
@@ -190,10 +203,13 @@ __all__ = [
     "LimitExceeded",
     "Limits",
     "LossPolicy",
+    "MakesInterposer",
     "Malformed",
     "MappedMemory",
     "MemfdDomain",
+    "Message",
     "NoSpace",
+    "NotYet",
     "PageRange",
     "PeerError",
     "Policy",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 import time
 from collections.abc import Callable
@@ -17,56 +16,16 @@ from waylend.host_half.leases import LeaseGiven
 from waylend.lending.lease import Lease, LossPolicy, Protection
 from waylend.lending.pages import PAGE_SIZE, PageRange
 from waylend.relay.endpoint import ReceiveBuffer
+from waylend.relay.loop import Loop
 
 DEADLINE_S = 10.0
 
 
-class _Timer:
-    def __init__(self, call: Callable[[], None]) -> None:
-        self.call: Callable[[], None] | None = call
+class HandLoop(Loop):
+    """Turned by hand, with ``until`` and ``settle`` in the place of a thread. What a handler raises ends the test."""
 
-    def cancel(self) -> None:
-        self.call = None
-
-
-class HandLoop:
-    """The loop that a link needs, with ``turn`` and ``settle`` in the place of a thread."""
-
-    def __init__(self) -> None:
-        self._epoll = select.epoll()
-        self._handlers: dict[int, Callable[[int], None]] = {}
-        self._timers: list[tuple[float, _Timer]] = []
-
-    def add(self, fd: int, mask: int, handler: Callable[[int], None]) -> None:
-        self._epoll.register(fd, mask)
-        self._handlers[fd] = handler
-
-    def modify(self, fd: int, mask: int) -> None:
-        self._epoll.modify(fd, mask)
-
-    def remove(self, fd: int) -> None:
-        if self._handlers.pop(fd, None) is not None:
-            self._epoll.unregister(fd)
-
-    def call_later(self, delay_s: float, call: Callable[[], None]) -> _Timer:
-        timer = _Timer(call)
-        self._timers.append((time.monotonic() + delay_s, timer))
-        return timer
-
-    def turn(self, wait_s: float = 0.0) -> bool:
-        """Handles what is there; returns whether there was anything."""
-        events = self._epoll.poll(wait_s)
-        for fd, mask in events:
-            handler = self._handlers.get(fd)
-            if handler is not None:
-                handler(mask)
-        now = time.monotonic()
-        due = [entry for entry in self._timers if entry[0] <= now]
-        self._timers = [entry for entry in self._timers if entry[0] > now and entry[1].call is not None]
-        for _, timer in due:
-            if timer.call is not None:
-                timer.call()
-        return bool(events or due)
+    def failed(self, what: str, error: Exception) -> None:
+        raise error
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + DEADLINE_S
@@ -78,9 +37,6 @@ class HandLoop:
         """Until nothing happens any more."""
         while self.turn(0.005):
             pass
-
-    def close(self) -> None:
-        self._epoll.close()
 
 
 class Party:

@@ -12,7 +12,9 @@ from typing import TypeVar
 
 from waylend.domain.memfd import MemfdDomain
 from waylend.policy import Policy
+from waylend.relay.endpoint import Endpoint
 from waylend.relay.events import RelayEvent
+from waylend.relay.interpose import MakesInterposer
 from waylend.relay.loop import Loop
 from waylend.relay.relay import Relay
 from waylend.wire.codec import decode, encode
@@ -89,7 +91,7 @@ class Peer:
 class Between:
     """The relay, and what its observer heard."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, *, embedded: tuple[MakesInterposer, ...] = ()) -> None:
         self.domain = MemfdDomain("test", read_only=True, lease_limit=policy.limits.leases)
         self.loop = Loop()
         self.events: queue.Queue[RelayEvent] = queue.Queue()
@@ -100,16 +102,17 @@ class Between:
             tables=TABLES,
             policy=policy,
             domain=self.domain,
+            embedded=embedded,
             connect=self._connect,
             observer=self.events.put,
         )
         self._thread = threading.Thread(target=self.loop.run)
         self._thread.start()
 
-    def _connect(self) -> socket.socket:
+    def _connect(self) -> Endpoint:
         if not self._compositor_ends:
             raise ConnectionRefusedError
-        return self._compositor_ends.pop()
+        return Endpoint(self._compositor_ends.pop())
 
     def open(self, *, buffer_bytes: int | None = None) -> tuple[Peer, Peer]:
         """A client and its compositor, connected through the relay."""
@@ -119,7 +122,7 @@ class Between:
             for sock in (ours, relays, compositor, its):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
         self._compositor_ends.append(its)
-        self.in_loop(lambda: self.relay.take_in(relays))
+        self.in_loop(lambda: self.relay.take_in(Endpoint(relays)))
         peers = Peer(ours), Peer(compositor)
         self._peers += peers
         return peers

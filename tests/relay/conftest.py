@@ -8,6 +8,7 @@ import pytest
 
 from tests.relay.between import Between, open_fds
 from waylend.policy import Policy
+from waylend.relay.interpose import MakesInterposer
 
 
 @pytest.fixture
@@ -16,10 +17,16 @@ def policy() -> Policy:
 
 
 @pytest.fixture
-def between(policy: Policy) -> Iterator[Between]:
-    """A relay under ``policy`` (override that fixture); afterwards nothing of it may be left."""
+def embedded() -> tuple[MakesInterposer, ...]:
+    """An embedder's own interposers."""
+    return ()
+
+
+@pytest.fixture
+def between(policy: Policy, embedded: tuple[MakesInterposer, ...]) -> Iterator[Between]:
+    """A relay under ``policy`` (override that fixture, or ``embedded``); afterwards nothing of it may be left."""
     before = open_fds()
-    made = Between(policy)
+    made = Between(policy, embedded=embedded)
     try:
         yield made
     finally:

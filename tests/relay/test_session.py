@@ -9,6 +9,7 @@ import pytest
 
 from tests.relay.between import REGISTRY, TABLES, Between, Peer, begin, bind
 from waylend.policy import Limits, Policy
+from waylend.relay.endpoint import Endpoint
 from waylend.relay.events import (
     LeaseLent,
     LeaseReturned,
@@ -262,7 +263,7 @@ class TestEnds:
 
     def test_no_compositor_no_session(self, between: Between) -> None:
         ours, relays = socket.socketpair()
-        between.in_loop(lambda: between.relay.take_in(relays))
+        between.in_loop(lambda: between.relay.take_in(Endpoint(relays)))
         ours.settimeout(10)
         assert ours.recv(1) == b""
         ours.close()

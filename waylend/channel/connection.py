@@ -53,6 +53,8 @@ class ChannelConnection(ChannelObject):
     """
 
     interface = "waylend_connection_v1"
+    #: Who is there is a process of another machine, which no kernel here knows.
+    credentials = None
 
     def __init__(self, link: Link, object_id: int, attachments_of: Callable[[ChannelConnection], Attachments]) -> None:
         super().__init__(link, object_id)

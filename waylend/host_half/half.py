@@ -10,7 +10,7 @@ import functools
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from waylend.channel.connection import ChannelConnection
 from waylend.channel.halves import HostEnd
@@ -26,7 +26,7 @@ from waylend.host_half.pools import AperturePools
 from waylend.lending.p2m import LendingEvent, LendingEventKind
 from waylend.policy import NOT_ACROSS_MACHINES, Policy
 from waylend.relay.events import RelayEvent
-from waylend.relay.interpose import Interposer
+from waylend.relay.interpose import Interposer, MakesInterposer
 from waylend.relay.interpose.registry import GlobalFilter, Registry
 from waylend.relay.interpose.toplevel import Toplevels
 from waylend.relay.loop import EPOLLIN, Loop
@@ -48,6 +48,7 @@ class HostHalf:
         policy: Policy,
         domain: ProcessDomain,
         connect: Callable[[], socket.socket],
+        interposers: Sequence[MakesInterposer] = (),
         observer: Callable[[RelayEvent], None] | None = None,
         trace: Trace | None = None,
         token: str = "",
@@ -70,6 +71,7 @@ class HostHalf:
             policy=self._policy,
             connect=lambda: CompositorEnd(connect(), self._aperture.close_later),
             interposers=self._interposers(),
+            embedded=interposers,
             observer=observer,
             trace=trace,
         )

@@ -19,16 +19,16 @@ from waylend.host_half.half import HostHalf
 from waylend.lending.pages import page_count_of
 from waylend.policy import Policy
 from waylend.relay.events import RelayEvent
+from waylend.relay.interpose import MakesInterposer
 from waylend.relay.loop import Loop
 from waylend.relay.session import Trace
 from waylend.service.compositor import CompositorSocket, keep_in_touch
-from waylend.service.control import ControlServer
 from waylend.service.in_thread import (
+    answering,
     beating,
     called_in_this_thread,
     listening_sockets,
     make_room_for_fds,
-    new_control_path,
     running,
     single_errors,
 )
@@ -62,6 +62,7 @@ async def serve_guest(
     silence_s: float = 30.0,
     on_event: Callable[[RelayEvent], None] | None = None,
     trace: Trace | None = None,
+    interposers: Sequence[MakesInterposer] = (),
 ) -> AsyncIterator[Host]:
     """Runs the host half until the context is left; then the guest's windows close and its leases end.
 
@@ -79,12 +80,14 @@ async def serve_guest(
         domain = _new_domain(stack, name, policy, bar_link)
         running_host = Host(f"{address}", None, domain.bar_path, domain)
         loop = Loop()
+        stack.callback(loop.close)
         half = HostHalf(
             loop,
             tables=tables,
             policy=policy,
             domain=domain,
             connect=where.new_connection,
+            interposers=interposers,
             observer=await stack.enter_async_context(called_in_this_thread(on_event)) if on_event else None,
             trace=trace,
             token=token,
@@ -96,13 +99,7 @@ async def serve_guest(
         stack.callback(tasks.cancel_scope.cancel)
         if where.path:
             await tasks.start(keep_in_touch, where, running_host.ended, tables, name, once)
-        running_host.control_path = (
-            Path(control) if isinstance(control, str) else new_control_path() if control else None
-        )
-        if running_host.control_path:
-            about = {"pid": os.getpid(), "listen": [f"{address}"], "compositor": f"{where.path or 'a socket'}"}
-            server = ControlServer({name: domain}, about)
-            await stack.enter_async_context(server.listening(running_host.control_path))
+        running_host.control_path = await answering(stack, control, domain, listen=(address,), compositor=where.path)
         allowed = frozenset({0, os.geteuid(), *uids})
         loop.call(lambda: half.listen(listening, allowed, frozenset(cids)))
         yield running_host

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,17 +22,18 @@ from waylend.domain.process.caller import ProcessDomain
 from waylend.errors import Unavailable, UsageError
 from waylend.lending.pages import page_count_of
 from waylend.policy import Policy
+from waylend.relay.endpoint import Endpoint
 from waylend.relay.events import RelayEvent
+from waylend.relay.interpose import MakesInterposer
 from waylend.relay.loop import Loop
 from waylend.relay.relay import Relay
 from waylend.relay.session import Trace
 from waylend.service.compositor import CompositorSocket, keep_in_touch
-from waylend.service.control import ControlServer
 from waylend.service.in_thread import (
+    answering,
     called_in_this_thread,
     listening_sockets,
     make_room_for_fds,
-    new_control_path,
     running,
     single_errors,
 )
@@ -65,15 +65,17 @@ async def serve(
     on_event: Callable[[RelayEvent], None] | None = None,
     trace: Trace | None = None,
     domain: Domain | None = None,
+    interposers: Sequence[MakesInterposer] = (),
 ) -> AsyncIterator[Proxy]:
     """Runs a proxy until the context is left; then every client gets its end, and nothing stays behind.
 
-     ``listen``: a socket name to make (with its lock file), or listening sockets that somebody else made. ``compositor``: its
-    's socket name, by default $WAYLAND_DISPLAY, or a socket that is connected to it (it serves one client).
-     ``control``: whether (or at which path) to answer ``waylend leases``. ``on_event`` is called in this event loop's
-     thread. ``domain`` is closed at the end; by default FUSE, else memfd.
+    ``listen``: a socket name to make (with its lock file), or listening sockets that somebody else made. ``compositor``: its
+    socket's name, by default $WAYLAND_DISPLAY, or a socket that is connected to it (it serves one client).
+    ``control``: whether (or at which path) to answer ``waylend leases``. ``on_event`` is called in this event loop's
+    thread; what it raises is logged. ``domain`` is closed at the end; by default FUSE, else memfd. ``interposers`` are
+    classes of your own, made anew for each client: see ``Interposer``.
 
-     Raises UsageError, and CompositorError when the compositor isn't there and ``once`` is set; otherwise waits for it.
+    Raises UsageError, and CompositorError when the compositor isn't there and ``once`` is set; otherwise waits for it.
     """
     policy = policy or Policy()
     where = CompositorSocket.named(compositor)
@@ -87,12 +89,14 @@ async def serve(
         stack.callback(domain.close)
         proxy = Proxy(paths, None, domain)
         loop = Loop()
+        stack.callback(loop.close)
         relay = Relay(
             loop,
             tables=tables,
             policy=policy,
             domain=domain,
-            connect=where.new_connection,
+            connect=lambda: Endpoint(where.new_connection()),
+            embedded=interposers,
             observer=await stack.enter_async_context(called_in_this_thread(on_event)) if on_event else None,
             trace=trace,
         )
@@ -101,15 +105,7 @@ async def serve(
         stack.callback(tasks.cancel_scope.cancel)
         if where.path:
             await tasks.start(keep_in_touch, where, proxy.ended, tables, app_id, once)
-        proxy.control_path = Path(control) if isinstance(control, str) else new_control_path() if control else None
-        if proxy.control_path:
-            about = {
-                "pid": os.getpid(),
-                "listen": [f"{path}" for path in paths],
-                "compositor": f"{where.path or 'a socket'}",
-            }
-            server = ControlServer({domain.name: domain}, about)
-            await stack.enter_async_context(server.listening(proxy.control_path))
+        proxy.control_path = await answering(stack, control, domain, listen=paths, compositor=where.path)
         for sock in sockets:
             loop.call(functools.partial(relay.listen, sock))
         yield proxy

@@ -8,9 +8,10 @@ from __future__ import annotations
 import array
 import os
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from waylend.errors import PeerError
 from waylend.relay.loop import EPOLLIN, Handler, Loop
@@ -43,6 +44,13 @@ class ReceiveBuffer:
 Feed = Callable[[memoryview, memoryview, int], None]
 
 
+class Credentials(NamedTuple):
+    """The process at the other end of a socket when it connected (SO_PEERCRED, unix(7)), in our own namespaces."""
+
+    pid: int
+    uid: int
+
+
 class End(Protocol):
     """What a session needs of each of its sides. ``Endpoint`` is one on a socket; a channel has others.
 
@@ -52,6 +60,10 @@ class End(Protocol):
 
     rest: bytes
     queued_bytes: int
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """Who is there; None where no kernel can say, as behind a channel."""
 
     def join(self, loop: Loop, handler: Handler, feed: Feed) -> None:
         """From now on ``handler(events)`` is called when there is something to receive (EPOLLIN).
@@ -87,6 +99,11 @@ class Endpoint:
         self._queue: deque[tuple[memoryview, list[int]]] = deque()
         self._loop: Loop | None = None
         self._closed = False
+
+    @property
+    def credentials(self) -> Credentials:
+        """See ``End``."""
+        return credentials_of(self.sock)
 
     def join(self, loop: Loop, handler: Handler, _feed: Feed) -> None:
         """See ``End``."""
@@ -196,6 +213,11 @@ class Endpoint:
             self._closed = True
             self.drop_queue()
             self.sock.close()
+
+
+def credentials_of(sock: socket.socket) -> Credentials:
+    pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return Credentials(pid, uid)
 
 
 def close_all(fds: Iterable[int]) -> None:

@@ -14,10 +14,13 @@ class RelayEvent:
 
 @dataclass(frozen=True)
 class SessionOpened(RelayEvent):
-    """A client connected. ``pid`` and ``uid`` are as the kernel says (SO_PEERCRED), in the relay's own namespaces."""
+    """A client connected. ``pid`` and ``uid`` are as the kernel says (SO_PEERCRED), in the relay's own namespaces.
 
-    pid: int
-    uid: int
+    Both are None for a client behind a channel, whose processes are another machine's.
+    """
+
+    pid: int | None
+    uid: int | None
 
 
 @dataclass(frozen=True)

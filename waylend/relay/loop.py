@@ -33,7 +33,7 @@ class Timer:
 
 
 class Loop:
-    """Runs in one thread. Only ``call`` and ``stop`` may be used from others."""
+    """Runs in one thread (``run``), or is turned by hand (``turn``). Only ``call`` and ``stop`` may be used from others."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -80,43 +80,68 @@ class Loop:
         self._running = False
 
     def run(self) -> None:
-        """Until ``stop``. A handler's exception is our bug: it is logged, and the loop goes on for the others."""
-        poll = self._epoll.poll
-        handlers = self._handlers
-        timers = self._timers
+        """Turns until ``stop``."""
+        turn = self.turn
         while self._running:
-            # A wait without a timer costs the kernel less.
-            for fd, events in poll(self._timeout_s() if timers else None):
-                # A handler of the same batch may have removed it.
-                handler = handlers.get(fd)
-                if handler is not None:
-                    try:
-                        handler(events)
-                    except Exception:
-                        logger.exception("a handler failed")
-            if timers:
-                self._run_timers()
+            turn()
 
-    def _timeout_s(self) -> float | None:
+    def turn(self, wait_s: float | None = None) -> bool:
+        """Waits up to ``wait_s`` (None: for as long as it takes), and handles what is there. Returns whether anything was.
+
+        What a handler, a timer or a call raises is our bug: it is logged, and the loop goes on for the others.
+        """
+        timers = self._timers
+        # A wait without a timer costs the kernel less.
+        events = self._epoll.poll(self._timeout_s(wait_s) if timers else wait_s)
+        handlers = self._handlers
+        for fd, mask in events:
+            # A handler of the same batch may have removed it.
+            handler = handlers.get(fd)
+            if handler is not None:
+                try:
+                    handler(mask)
+                except Exception as error:
+                    self.failed("a handler", error)
+        return (self._run_timers() if timers else False) or bool(events)
+
+    def failed(self, what: str, error: Exception) -> None:
+        """``what`` raised ``error``: it is logged."""
+        logger.error("%s failed", what, exc_info=error)
+
+    def _timeout_s(self, wait_s: float | None) -> float | None:
         while self._timers and self._timers[0][2].call is None:
             heapq.heappop(self._timers)
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        if not self._timers:
+            return wait_s
+        left_s = max(0.0, self._timers[0][0] - time.monotonic())
+        return left_s if wait_s is None else min(left_s, wait_s)
 
-    def _run_timers(self) -> None:
+    def _run_timers(self) -> bool:
         now = time.monotonic()
+        ran = False
         while self._timers and self._timers[0][0] <= now:
             call = heapq.heappop(self._timers)[2].call
             if call is not None:
-                call()
+                ran = True
+                try:
+                    call()
+                except Exception as error:
+                    self.failed("a timer", error)
+        return ran
 
     def _on_wake(self, _events: int) -> None:
         os.eventfd_read(self._wake_fd)
-        while self._calls:
-            self._calls.popleft()()
+        # Those that come meanwhile have their turn after the others' events.
+        for _ in range(len(self._calls)):
+            try:
+                self._calls.popleft()()
+            except Exception as error:
+                self.failed("a call from another thread", error)
 
     def close(self) -> None:
-        """After ``run`` has returned."""
+        """After ``run`` has returned. Idempotent."""
         with self._lock:
-            self._closed = True
-            self._epoll.close()
-            os.close(self._wake_fd)
+            if not self._closed:
+                self._closed = True
+                self._epoll.close()
+                os.close(self._wake_fd)

@@ -6,20 +6,20 @@ import errno
 import itertools
 import logging
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from waylend.domain.base import Domain
 from waylend.errors import LimitExceeded, ProtocolError
 from waylend.policy import Policy
 from waylend.relay.endpoint import End, Endpoint, ReceiveBuffer
 from waylend.relay.events import RelayEvent
-from waylend.relay.interpose import Interposer
+from waylend.relay.interpose import Interposer, MakesInterposer, check_interposers
 from waylend.relay.interpose.lent_files import FileLender, LentFiles
 from waylend.relay.interpose.registry import GlobalFilter, Registry
 from waylend.relay.interpose.shm import ShmPools
 from waylend.relay.interpose.toplevel import Toplevels
 from waylend.relay.loop import EPOLLIN, EPOLLOUT, Loop
-from waylend.relay.session import Session, Trace, credentials_of, error_event
+from waylend.relay.session import Session, Trace, error_event
 from waylend.wire.objects import DISPLAY_ID, Catalogue
 from waylend.wire.spec import InterfaceSpec
 
@@ -53,9 +53,9 @@ def for_local_guests(
 class Relay:
     """Runs in the thread of its loop. From other threads: only ``loop.call`` and ``loop.stop``.
 
-    ``connect`` makes a new connection to the compositor, non-blocking, and may raise OSError. ``interposers`` are the types,
-    and what makes them for a session; by default those for local guests, whose leases are of ``domain``. ``observer`` is
-    called in the loop's thread with each RelayEvent.
+    ``connect`` makes a new connection to the compositor, without waiting, and may raise OSError. ``interposers`` are the types,
+    and what makes them for a session; by default those for local guests, whose leases are of ``domain``. ``embedded`` are
+    an embedder's own, which see each message before them. ``observer`` is called in the loop's thread with each RelayEvent.
     """
 
     def __init__(
@@ -64,9 +64,10 @@ class Relay:
         *,
         tables: Mapping[str, InterfaceSpec],
         policy: Policy,
-        connect: Callable[[], socket.socket | End],
+        connect: Callable[[], End],
         domain: Domain | None = None,
         interposers: tuple[tuple[type[Interposer], ...], MakeInterposers] | None = None,
+        embedded: Sequence[MakesInterposer] = (),
         observer: Callable[[RelayEvent], None] | None = None,
         trace: Trace | None = None,
     ) -> None:
@@ -77,17 +78,20 @@ class Relay:
         if interposers is None:
             assert domain is not None
             interposers = for_local_guests(tables, policy, domain)
-        types, self.interposers_for = interposers
+        check_interposers(embedded, tables)
+        self._embedded = tuple(embedded)
+        types, self._interposers_for = interposers
+        wants: tuple[MakesInterposer, ...] = (*types, *embedded)
         self.catalogue = Catalogue(
             tables,
-            interposed_requests={name for interposer in types for name in interposer.REQUESTS},
-            interposed_events={name for interposer in types for name in interposer.EVENTS},
+            interposed_requests={name for interposer in wants for name in interposer.REQUESTS},
+            interposed_events={name for interposer in wants for name in interposer.EVENTS},
             closer_look_at_all=trace is not None,
         )
         self.sessions: dict[int, Session] = {}
         self._connect = connect
         self._observer = observer
-        self._leaving: set[Endpoint] = set()
+        self._leaving: set[End] = set()
         self._session_ids = itertools.count(1)
         self._listening: list[socket.socket] = []
         self._closed = False
@@ -107,26 +111,21 @@ class Relay:
                 self.loop.modify(listening.fileno(), 0)
                 self.loop.call_later(_ACCEPT_PAUSE_S, lambda: self._accept_again(listening))
             return  # otherwise the client is gone already
-        self.take_in(client)
+        self.take_in(Endpoint(client))
 
     def _accept_again(self, listening: socket.socket) -> None:
         if listening in self._listening:
             self.loop.modify(listening.fileno(), EPOLLIN)
 
-    def take_in(self, client: socket.socket | End) -> None:
-        """Begins a session for a connected client, and owns its socket."""
+    def take_in(self, client: End) -> None:
+        """Begins a session for a connected client, and owns it."""
         limit = self.policy.limits.clients
-        if isinstance(client, socket.socket):
-            credentials = credentials_of(client)
-            client = Endpoint(client)
-        else:
-            credentials = (0, 0)
         if len(self.sessions) >= limit:
             self._turn_away(client, f"wl_display#1: {limit} clients are here already (limit clients = {limit})")
             return
-        self._connect_for(client, credentials, _CONNECT_DEADLINE_S)
+        self._connect_for(client, _CONNECT_DEADLINE_S)
 
-    def _connect_for(self, client: End, credentials: tuple[int, int], deadline_s: float) -> None:
+    def _connect_for(self, client: End, deadline_s: float) -> None:
         if self._closed:
             client.close()
             return
@@ -136,24 +135,24 @@ class Relay:
             if deadline_s <= 0:
                 self._turn_away(client, "wl_display#1: the compositor takes no connections")
                 return
-            self.loop.call_later(
-                _CONNECT_RETRY_S, lambda: self._connect_for(client, credentials, deadline_s - _CONNECT_RETRY_S)
-            )
+            self.loop.call_later(_CONNECT_RETRY_S, lambda: self._connect_for(client, deadline_s - _CONNECT_RETRY_S))
             return
         except OSError as error:
             logger.info("can't connect to the compositor: %s", error.strerror)
             client.close()
             return
         session_id = next(self._session_ids)
-        if isinstance(compositor, socket.socket):
-            compositor = Endpoint(compositor)
-        self.sessions[session_id] = Session(self, session_id, client, compositor, credentials)
+        self.sessions[session_id] = Session(self, session_id, client, compositor)
 
     def _turn_away(self, endpoint: End, why: str) -> None:
         error = LimitExceeded(DISPLAY_ID, ProtocolError.NO_MEMORY, why)
         logger.info("a client was turned away: %s", error)
         endpoint.send(memoryview(error_event(self.catalogue.display, error)))
         self.send_last_words(endpoint)
+
+    def interposers_for(self, session: Session) -> Iterable[Interposer]:
+        """Made for that session: an embedder's own first."""
+        return (*(make(session) for make in self._embedded), *self._interposers_for(session))
 
     def emit(self, event: RelayEvent) -> None:
         if self._observer is not None:
@@ -164,30 +163,29 @@ class Relay:
 
     def send_last_words(self, endpoint: End) -> None:
         """Closes an endpoint that is out of the loop, after it has taken what is queued, or the time for that is over."""
-        if endpoint.flush() or not isinstance(endpoint, Endpoint):
+        if endpoint.flush():
             endpoint.close()
             return
 
-        waiting = endpoint
-
         def close() -> None:
             deadline.cancel()
-            self._let_go(waiting)
+            self._let_go(endpoint)
 
         def on_event(_events: int) -> None:
             try:
-                if waiting.flush():
+                if endpoint.flush():
                     close()
             except OSError:
                 close()
 
         deadline = self.loop.call_later(_LINGER_S, close)
-        self._leaving.add(waiting)
-        self.loop.add(waiting.fd, EPOLLOUT, on_event)
+        self._leaving.add(endpoint)
+        endpoint.join(self.loop, on_event, _nothing_to_feed)
+        endpoint.watch(EPOLLOUT)
 
-    def _let_go(self, endpoint: Endpoint) -> None:
+    def _let_go(self, endpoint: End) -> None:
         self._leaving.discard(endpoint)
-        self.loop.remove(endpoint.fd)
+        endpoint.leave()
         endpoint.close()
 
     def close(self, reason: str = "waylend stops") -> None:
@@ -200,3 +198,7 @@ class Relay:
             session.end(reason)
         for endpoint in list(self._leaving):
             self._let_go(endpoint)
+
+
+def _nothing_to_feed(_words: memoryview, _octets: memoryview, _count: int) -> None:
+    """An end that is left to take its last words says nothing more."""

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import keyword
 import logging
-import socket
-import struct
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -14,7 +11,7 @@ from waylend.errors import LimitExceeded, PeerError, ProtocolError
 from waylend.policy import Policy
 from waylend.relay.endpoint import End, ReceiveBuffer, close_all
 from waylend.relay.events import RelayEvent, SessionEnded, SessionOpened
-from waylend.relay.interpose import Hook, Interposer
+from waylend.relay.interpose import Interposer, hooks_of
 from waylend.relay.loop import EPOLLIN, EPOLLOUT, Loop
 from waylend.wire.codec import encode
 from waylend.wire.objects import DISPLAY_ID, Catalogue, Kind, ObjectMap
@@ -52,7 +49,6 @@ class Session:
         session_id: int,
         client: End,
         compositor: End,
-        credentials: tuple[int, int] = (0, 0),
     ) -> None:
         self.session_id = session_id
         self.policy = relay.policy
@@ -81,7 +77,8 @@ class Session:
             event_hooks,
             trace=None if trace is None else lambda message: trace(session_id, False, message),
         )
-        self.emit(SessionOpened(session_id, *credentials))
+        pid, uid = client.credentials or (None, None)
+        self.emit(SessionOpened(session_id, pid, uid))
         self.client.join(
             self._loop,
             self._on_client,
@@ -232,35 +229,10 @@ class Session:
         self._relay.session_ended(self)
 
 
-def hooks_of(interposers: Iterable[Interposer]) -> tuple[dict[str, Hook[int]], dict[str, Hook[int]]]:
-    """Message name -> hook, for requests and for events."""
-    requests: dict[str, Hook[int]] = {}
-    events: dict[str, Hook[int]] = {}
-    for interposer in interposers:
-        for name, method in methods_of(interposer.REQUESTS):
-            requests[name] = getattr(interposer, method)
-        for name, method in methods_of(interposer.EVENTS):
-            events[name] = getattr(interposer, method)
-    return requests, events
-
-
-@functools.cache
-def methods_of(names: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Full names of messages, each with the method for it: ``_`` is added where the name is Python's own."""
-    methods = ((name, name.partition(".")[2]) for name in names)
-    return [(name, f"{method}_" if keyword.iskeyword(method) else method) for name, method in methods]
-
-
 def error_event(display: Kind, error: ProtocolError) -> bytes:
     """``wl_display.error``: the last thing that a client hears."""
     text = error.message.encode(errors="replace")[:1024]
     return encode(display.spec.events[0], DISPLAY_ID, (error.object_id, error.code, text))[0]
-
-
-def credentials_of(sock: socket.socket) -> tuple[int, int]:
-    """The pid and uid of the process at the other end when it connected (SO_PEERCRED, unix(7))."""
-    pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return pid, uid
 
 
 def _edited(scanner: Scanner[int], octets: memoryview) -> memoryview:

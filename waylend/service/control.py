@@ -21,7 +21,7 @@ import anyio.abc
 
 from waylend.domain.base import Domain
 from waylend.errors import LendingError, UsageError, WaylendError
-from waylend.relay.session import credentials_of
+from waylend.relay.endpoint import credentials_of
 from waylend.relay.sockets import runtime_dir
 
 logger = logging.getLogger(__name__)

@@ -16,11 +16,12 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
+from waylend.domain.base import Domain
 from waylend.errors import UsageError
 from waylend.relay.events import RelayEvent
 from waylend.relay.loop import Loop
 from waylend.relay.sockets import ListeningSocket, socket_path
-from waylend.service.control import control_dir
+from waylend.service.control import ControlServer, control_dir
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,10 @@ async def running(loop: Loop, close: Callable[[], None]) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def called_in_this_thread(on_event: Callable[[RelayEvent], None]) -> AsyncIterator[Callable[[RelayEvent], None]]:
-    """An observer for the relay's thread; what it is told reaches ``on_event`` in the event loop's."""
+    """An observer for the relay's thread; what it is told reaches ``on_event`` in the event loop's.
+
+    What ``on_event`` raises is logged, and ends nothing: it is somebody else's code, and the proxy has others to serve.
+    """
     arrived: deque[RelayEvent] = deque()
     wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
@@ -72,7 +76,11 @@ async def called_in_this_thread(on_event: Callable[[RelayEvent], None]) -> Async
 
     def deliver() -> None:
         while arrived:
-            on_event(arrived.popleft())
+            event = arrived.popleft()
+            try:
+                on_event(event)
+            except Exception:
+                logger.exception("on_event failed for %r", event)
 
     async def pass_on() -> None:
         while True:
@@ -115,6 +123,21 @@ def listening_sockets(
         stack.callback(listening.close)
         return (listening.sock,), (listening.path,)
     return listen, tuple(Path(os.fsdecode(sock.getsockname())) for sock in listen)
+
+
+async def answering(
+    stack: AsyncExitStack, control: str | bool, domain: Domain, *, listen: Sequence[object], compositor: Path | None
+) -> Path | None:
+    """Answers ``waylend leases`` and its kin at ``control``, or at a path of our own, until ``stack`` is left. Returns where."""
+    path = Path(control) if isinstance(control, str) else new_control_path() if control else None
+    if path is not None:
+        about = {
+            "pid": os.getpid(),
+            "listen": [f"{where}" for where in listen],
+            "compositor": f"{compositor or 'a socket'}",
+        }
+        await stack.enter_async_context(ControlServer({domain.name: domain}, about).listening(path))
+    return path
 
 
 def new_control_path() -> Path | None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
 from waylend.errors import CompositorError, LimitExceeded, Malformed, PeerError, ProtocolError
-from waylend.wire.codec import Value, decode
+from waylend.wire.codec import Value, decode, encode
 from waylend.wire.objects import CLOSER_LOOK, DELETE_ID, DISPLAY_ID, Kind, Look, ObjectMap
 from waylend.wire.spec import HEADER_BYTES, ArgType, MessageSpec
 
@@ -40,6 +40,13 @@ class Message(Generic[Fd]):
         if self._args is None:
             self._args = decode(self.spec, self.raw[HEADER_BYTES:], self.fds)
         return self._args
+
+    def with_args(self, *args: Value) -> bytes:
+        """The bytes of the same message with other arguments, as a hook returns them. Raises ValueError (``codec.encode``).
+
+        What stands for an fd among them is not looked at: the message's fds are in ``fds``.
+        """
+        return encode(self.spec, self.object_id, args)[0]
 
 
 #: Called for each interposed message. Returns None to pass it on, other bytes to send instead, or b"" to drop it (then the

@@ -8,7 +8,6 @@ from typing import ClassVar, NamedTuple
 from waylend.errors import Denied, ProtocolError
 from waylend.policy import HIGHEST_VERSIONS, Policy
 from waylend.relay.interpose import Client, FdMessage, Interposer
-from waylend.wire.codec import encode
 from waylend.wire.spec import InterfaceSpec
 
 
@@ -52,8 +51,7 @@ class GlobalFilter:
         highest = HIGHEST_VERSIONS.get(interface, spec.version)
         if version <= highest:
             return Announced(name, interface, version, None)
-        capped, _ = encode(message.spec, message.object_id, (name, raw_interface, highest))
-        return Announced(name, interface, highest, capped)
+        return Announced(name, interface, highest, message.with_args(name, raw_interface, highest))
 
 
 class Registry(Interposer):

@@ -7,7 +7,6 @@ from typing import ClassVar
 from waylend.errors import LimitExceeded, ProtocolError
 from waylend.relay.events import WindowClosed, WindowNamed, WindowOpened
 from waylend.relay.interpose import Client, FdMessage, Interposer
-from waylend.wire.codec import encode
 
 # libwayland before 1.23 has room for 4096 bytes of one message: 8 of header, 4 of length, and the string's NUL.
 _MAX_TEXT_BYTES = 4096 - 8 - 4 - 1
@@ -61,7 +60,7 @@ class Toplevels(Interposer):
         marked = (prefix.encode() + text)[:_MAX_TEXT_BYTES]
         # Cut between characters, not within one.
         marked = marked.decode(errors="ignore").encode()
-        return encode(message.spec, message.object_id, (marked,))[0]
+        return message.with_args(marked)
 
     def _gone(self, window: int) -> None:
         self._open.discard(window)
