@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv, and does nothing twice: a stamp file says what was done.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench soak mutants system clean
+.PHONY: help demo test lint bench soak mutants system fresh clean
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -10,6 +10,10 @@ BIN    := $(VENV)/bin
 # CPU has learned of its branches: their round trip on one CPU is a quarter shorter than with one that is.
 PYTHON ?= /usr/bin/python3 python3 python3.14 python3.13 python3.12 python3.11
 SOAK_SECONDS ?= 600
+# Of `make fresh`: which Debian, as whom, and what runs there.
+DEBIAN ?= bookworm
+WHO    ?= root
+RUN    ?= make demo && make test
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -20,17 +24,20 @@ help:
 	@echo "make bench   measure, and compare with no proxy at all and with waypipe if it is installed"
 	@echo "make soak    run clients against waylend for SOAK_SECONDS=$(SOAK_SECONDS), watching memory and fds"
 	@echo "make mutants break the lines of defence one at a time; each has a test that must catch it (MUTANTS_ARGS='--only TEXT')"
+	@echo "make fresh   make demo and make test on a Debian that was just installed; DEBIAN=bookworm|trixie, WHO=root|USER, RUN=COMMAND"
 	@echo "make clean   remove .venv and what the tools left"
 
 # --- what there must be ------------------------------------------------------------------------------------------------
 
+find_python = $$(for python in $(PYTHON); do \
+    $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
 $(VENV)/made:
-	@for python in $(PYTHON); do \
-	    $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
-	    $$python -m venv $(VENV) && $(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' && touch $@; exit; \
-	done; \
-	echo "waylend needs Python 3.11 or newer with the module venv (on Debian: apt-get install python3-venv);" \
-	    "name one: make PYTHON=/path/to/python3" >&2; exit 1
+	@python=$(find_python); \
+	[ -n "$$python" ] || { bash tests/apt-packages.sh python3-venv && python=$(find_python); }; \
+	[ -n "$$python" ] || { \
+	    echo "waylend needs Python 3.11 or newer with the module venv; name one: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+	$$python -m venv $(VENV) && $(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' && touch $@
 
 # A dependency group (PEP 735) needs pip 25.1. The live group is large (Qt) and only the tests need it.
 $(VENV)/installed: pyproject.toml $(VENV)/made
@@ -74,6 +81,10 @@ soak: $(VENV)/installed
 
 mutants: $(VENV)/installed
 	$(BIN)/python -m tests.mutants $(MUTANTS_ARGS)
+
+# Needs root and debootstrap. For an ordinary user an administrator has installed the list, as `make system` asks for.
+fresh:
+	@bash tests/fresh-root $(DEBIAN) $(WHO) '$(RUN)' $(if $(filter root,$(WHO)),,'bash tests/apt-packages.sh')
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
