@@ -40,6 +40,13 @@ def test_the_default_names_nothing_that_is_unknown() -> None:
     assert set(load_tables()) >= DEFAULT_GLOBALS
 
 
+def test_it_asks_for_what_its_own_rules_show() -> None:
+    policy = Policy(allow=("zwlr_*", "wl_shm"), deny=("zwlr_layer_*",))
+    assert policy.asks_for("zwlr_gamma_control_manager_v1")
+    assert not policy.asks_for("zwlr_layer_shell_v1")
+    assert not policy.asks_for("wl_shm")
+
+
 def test_deny_wins() -> None:
     policy = Policy(allow=("wl_*",), deny=("wl_s*",))
     assert policy.announces("wl_compositor")
@@ -49,12 +56,14 @@ def test_deny_wins() -> None:
 def test_a_file(tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"
     path.write_text(
-        '[globals]\nallow = ["zwlr_*"]\ndeny = ["wl_output"]\n'
+        '[globals]\nallow = ["zwlr_*"]\ndeny = ["wl_output"]\nsecurity_context = false\n'
         '[windows]\ntitle_prefix = "[w] "\napp_id_prefix = "w."\n[limits]\nclients = 3\n'
     )
-    expected = Policy(("zwlr_*",), ("wl_output",), "[w] ", "w.", Limits(clients=3))
+    expected = Policy(("zwlr_*",), ("wl_output",), "[w] ", "w.", Limits(clients=3), security_context=False)
     assert read_policy(path) == expected
     changed = expected.with_changes(allow=["a"], title_prefix="")
+    assert not changed.security_context
+    assert changed.with_changes(security_context=True).security_context
     assert (changed.allow, changed.title_prefix, changed.app_id_prefix) == (("zwlr_*", "a"), "", "w.")
 
 
@@ -69,6 +78,7 @@ def test_a_file(tmp_path: Path) -> None:
         ("[limits]\nfds_per_message = 29", "28 at most"),
         ("[limits]\naperture_bytes = 4294967296", "2 GiB is the most"),
         ('[globals]\nallow = "wl_shm"', "allow: must be a list"),
+        ('[globals]\nsecurity_context = "no"', "security_context: must be true or false"),
         ("globals = 3", "globals: must be a table"),
         ('[windows]\ntitle_prefix = "\\u001b[2J"', "can't be shown"),
         ("[windows]\ntitle_prefix = 3", "must be a string"),

@@ -87,13 +87,19 @@ class Limits:
 
 @dataclass(frozen=True)
 class Policy:
-    """``allow`` and ``deny`` name interfaces, with ``*`` as a wild card. What is denied is hidden, whatever allows it."""
+    """``allow`` and ``deny`` name interfaces, with ``*`` as a wild card. What is denied is hidden, whatever allows it.
+
+    ``security_context``: whether the compositor is told that this is a guest, where it has a word for it. Without, it takes the
+    guest's clients for the user's own: it shows them its privileged globals (so that they can be allowed), and whatever else
+    it keeps from sandboxes; nothing but this policy stands between.
+    """
 
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
     title_prefix: str = ""
     app_id_prefix: str = ""
     limits: Limits = field(default_factory=Limits)
+    security_context: bool = True
 
     def __post_init__(self) -> None:
         for prefix in (self.title_prefix, self.app_id_prefix):
@@ -108,11 +114,16 @@ class Policy:
             return False
         return interface in DEFAULT_GLOBALS or any(fnmatch.fnmatchcase(interface, pattern) for pattern in self.allow)
 
+    def asks_for(self, interface: str) -> bool:
+        """Whether a rule of this policy's own shows globals of that interface, which would be hidden without."""
+        return self.announces(interface) and interface not in DEFAULT_GLOBALS
+
     def with_changes(
         self,
         *,
         allow: Iterable[str] = (),
         deny: Iterable[str] = (),
+        security_context: bool | None = None,
         title_prefix: str | None = None,
         app_id_prefix: str | None = None,
     ) -> Policy:
@@ -121,6 +132,7 @@ class Policy:
             self,
             allow=(*self.allow, *allow),
             deny=(*self.deny, *deny),
+            security_context=self.security_context if security_context is None else security_context,
             title_prefix=self.title_prefix if title_prefix is None else title_prefix,
             app_id_prefix=self.app_id_prefix if app_id_prefix is None else app_id_prefix,
         )
@@ -132,6 +144,7 @@ def read_policy(path: Path) -> Policy:
         [globals]
         allow = ["zwlr_layer_shell_v1"]
         deny = ["zwp_primary_selection_*"]
+        security_context = false
         [windows]
         title_prefix = "[work] "
         app_id_prefix = "work."
@@ -150,7 +163,7 @@ def read_policy(path: Path) -> Policy:
     try:
         _refuse_unknown("table", content, {"globals", "windows", "limits"})
         shown, windows, limits = (_table(content, name) for name in ("globals", "windows", "limits"))
-        _refuse_unknown("key", shown, {"allow", "deny"})
+        _refuse_unknown("key", shown, {"allow", "deny", "security_context"})
         _refuse_unknown("key", windows, {"title_prefix", "app_id_prefix"})
         _refuse_unknown("limit", limits, {f.name for f in dataclasses.fields(Limits)})
         for name, value in limits.items():
@@ -159,6 +172,7 @@ def read_policy(path: Path) -> Policy:
         return Policy(
             allow=_strings(shown, "allow"),
             deny=_strings(shown, "deny"),
+            security_context=_true_or_false(shown, "security_context", True),
             title_prefix=_string(windows, "title_prefix"),
             app_id_prefix=_string(windows, "app_id_prefix"),
             limits=Limits(**limits),
@@ -185,6 +199,13 @@ def _strings(table: Mapping[str, Any], name: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise UsageError(f"{name}: must be a list of interface names")
     return tuple(value)
+
+
+def _true_or_false(table: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = table.get(name, default)
+    if not isinstance(value, bool):
+        raise UsageError(f"{name}: must be true or false")
+    return value
 
 
 def _string(table: Mapping[str, Any], name: str) -> str:

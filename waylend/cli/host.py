@@ -17,6 +17,7 @@ from waylend.cli.options import (
     open_trace,
     policy_from,
     policy_options,
+    security_context_option,
     token_from,
     token_option,
     trace_option,
@@ -55,6 +56,7 @@ from waylend.vm import qemu
 @click.option("--libvirt-xml", is_flag=True, help="Print the same as a piece of a libvirt domain, and end.")
 @token_option
 @policy_options
+@security_context_option
 @trace_option
 def command(
     channel: str,

@@ -98,16 +98,32 @@ def policy_options(command: Command) -> Command:
     return command
 
 
+def security_context_option(command: Command) -> Command:
+    """A rule for those who connect to the compositor; ``policy_from`` takes it."""
+    return click.option(
+        "--security-context/--no-security-context",
+        default=None,
+        help="Whether the compositor is told that this is a guest. [default: it is, where it has a word for it]",
+    )(command)
+
+
 def policy_from(
     policy: Path | None,
     allow: tuple[str, ...],
     deny: tuple[str, ...],
     title_prefix: str | None,
     app_id_prefix: str | None,
+    security_context: bool | None = None,
 ) -> Policy:
     """The file's policy, or the built-in one, with what the command line adds. Raises UsageError."""
     base = read_policy(policy) if policy else Policy()
-    return base.with_changes(allow=allow, deny=deny, title_prefix=title_prefix, app_id_prefix=app_id_prefix)
+    return base.with_changes(
+        allow=allow,
+        deny=deny,
+        security_context=security_context,
+        title_prefix=title_prefix,
+        app_id_prefix=app_id_prefix,
+    )
 
 
 def token_option(command: Command) -> Command:

@@ -18,6 +18,7 @@ from waylend.cli.options import (
     open_trace,
     policy_from,
     policy_options,
+    security_context_option,
     shim_options,
     trace_option,
 )
@@ -29,6 +30,7 @@ from waylend.local.proxy import serve
 @compositor_option
 @shim_options
 @policy_options
+@security_context_option
 @trace_option
 @click.argument("app", metavar="APP", required=True)
 @click.argument("args", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)

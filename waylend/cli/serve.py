@@ -15,6 +15,7 @@ from waylend.cli.options import (
     open_trace,
     policy_from,
     policy_options,
+    security_context_option,
     trace_option,
 )
 from waylend.cli.process import listening, the_compositor, until_asked_to_stop
@@ -27,6 +28,7 @@ from waylend.local.proxy import serve
 @once_option
 @control_option
 @policy_options
+@security_context_option
 @trace_option
 def command(
     listen: str | None,

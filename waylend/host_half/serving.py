@@ -98,7 +98,7 @@ async def serve_guest(
         tasks = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(tasks.cancel_scope.cancel)
         if where.path:
-            await tasks.start(keep_in_touch, where, running_host.ended, tables, name, once)
+            await tasks.start(keep_in_touch, where, running_host.ended, tables, name, policy, once)
         running_host.control_path = await answering(stack, control, domain, listen=(address,), compositor=where.path)
         allowed = frozenset({0, os.geteuid(), *uids})
         loop.call(lambda: half.listen(listening, allowed, frozenset(cids)))

@@ -104,7 +104,7 @@ async def serve(
         tasks = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(tasks.cancel_scope.cancel)
         if where.path:
-            await tasks.start(keep_in_touch, where, proxy.ended, tables, app_id, once)
+            await tasks.start(keep_in_touch, where, proxy.ended, tables, app_id, policy, once)
         proxy.control_path = await answering(stack, control, domain, listen=paths, compositor=where.path)
         for sock in sockets:
             loop.call(functools.partial(relay.listen, sock))

@@ -16,6 +16,7 @@ import anyio
 import anyio.abc
 
 from waylend.errors import CompositorError
+from waylend.policy import Policy
 from waylend.relay.sockets import connector, socket_path
 from waylend.service.compositor_link import CompositorLink, compositor_link
 from waylend.wire.spec import InterfaceSpec
@@ -48,6 +49,7 @@ async def keep_in_touch(
     gone: anyio.Event,
     tables: Mapping[str, InterfaceSpec],
     app_id: str,
+    policy: Policy,
     once: bool,
     *,
     task_status: anyio.abc.TaskStatus[None],
@@ -61,7 +63,7 @@ async def keep_in_touch(
     waiting = False
     while True:
         try:
-            async with _linked(compositor, tables, app_id) as link:
+            async with _linked(compositor, tables, app_id, policy) as link:
                 if waiting:
                     logger.warning("the compositor at %s is there", compositor.path)
                 waiting = False
@@ -89,7 +91,7 @@ async def keep_in_touch(
 
 @asynccontextmanager
 async def _linked(
-    compositor: CompositorSocket, tables: Mapping[str, InterfaceSpec], app_id: str
+    compositor: CompositorSocket, tables: Mapping[str, InterfaceSpec], app_id: str, policy: Policy
 ) -> AsyncIterator[CompositorLink]:
     """A link to the compositor, and sessions connect as a guest's where it can tell. Raises CompositorError."""
     assert compositor.path is not None
@@ -97,17 +99,36 @@ async def _linked(
         async with AsyncExitStack() as stack:
             link = await stack.enter_async_context(compositor_link(compositor.path, tables))
             compositor.connect = connector(compositor.path)
-            if link.offers_security_context:
+            if link.offers_security_context and policy.security_context:
                 private_dir = stack.enter_context(
                     tempfile.TemporaryDirectory(prefix="waylend-", dir=compositor.path.parent)
                 )
                 path = Path(private_dir) / "context"
                 instance_id = f"{os.getpid()}-{secrets.token_hex(4)}"
                 await stack.enter_async_context(link.security_context(path, app_id=app_id, instance_id=instance_id))
+                await _say_what_it_hides(compositor.path, path, link, tables, policy)
                 compositor.connect = connector(path)
             yield link
     except OSError as error:
         raise CompositorError(error.strerror or f"{error}") from error
+
+
+async def _say_what_it_hides(
+    path: Path, context: Path, link: CompositorLink, tables: Mapping[str, InterfaceSpec], policy: Policy
+) -> None:
+    """Some compositors show what they call privileged to no client that has a security context, whatever a policy allows."""
+    asked_for = {interface for interface in link.globals if policy.asks_for(interface)}
+    if not asked_for:
+        return
+    async with compositor_link(context, tables) as inside:
+        hidden = sorted(asked_for - inside.globals.keys())
+    if hidden:
+        logger.warning(
+            "the compositor at %s hides %s from clients with a security context: allowing it shows nothing "
+            "(--no-security-context, or security_context = false in the policy: it is not told that this is a guest)",
+            path,
+            ", ".join(hidden),
+        )
 
 
 def _connected_once(sock: socket.socket) -> Callable[[], socket.socket]:
