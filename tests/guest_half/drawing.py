@@ -9,18 +9,31 @@ from typing import cast
 
 from tests.relay.between import TABLES, spec_of
 from waylend.guest_half.arena import AskedLease
-from waylend.guest_half.pools import ApertureAccess, Pools
+from waylend.guest_half.buffers import ApertureAccess, Buffers
+from waylend.guest_half.commits import Commits
+from waylend.guest_half.pools import Pools
 from waylend.lending.pages import PAGE_SIZE
 from waylend.policy import Policy
 from waylend.relay.interpose import Client, FdMessage
 from waylend.wire.codec import encode
 from waylend.wire.objects import Catalogue, ObjectMap
 
-SHM, POOL, BUFFER = 3, 4, 5
+SHM, POOL, BUFFER, COMPOSITOR, SURFACE = 3, 4, 5, 9, 10
 WIDTH, HEIGHT = 8, 4
 SIZE_BYTES = WIDTH * HEIGHT * 4
 AT = 64  # where the buffer is in its pool
 GFN = 7
+
+
+class Granted:
+    """A lease that is there at once."""
+
+    def __init__(self, page_count: int) -> None:
+        self.page_count = page_count
+        self.gfn = GFN
+        self.failure = ""
+
+    def give_back(self) -> None: ...
 
 
 class Memory:
@@ -39,11 +52,8 @@ class Memory:
         for lost in self._lost:
             lost()
 
-    def ask(
-        self, _session_id: int, page_count: int, _on_change: Callable[[], None], on_loss: Callable[[AskedLease], None]
-    ) -> AskedLease:
-        granted = SimpleNamespace(page_count=page_count, gfn=GFN, failure="", give_back=lambda: None)
-        lease = cast("AskedLease", granted)
+    def ask(self, page_count: int, _on_change: Callable[[], None], on_loss: Callable[[AskedLease], None]) -> AskedLease:
+        lease = Granted(page_count)
         self._lost.append(lambda: on_loss(lease))
         return lease
 
@@ -72,12 +82,18 @@ class Drawing:
     def __init__(self) -> None:
         self.memory = Memory()
         objects = ObjectMap(Catalogue(TABLES, interposed_requests=set(), interposed_events=set()))
-        client = SimpleNamespace(session_id=1, policy=Policy(), objects=objects, resume=lambda: None)
-        self.pools = Pools(cast("Client", client), cast("ApertureAccess", self.memory))
+        self.client = cast(
+            "Client", SimpleNamespace(session_id=1, policy=Policy(), objects=objects, resume=lambda: None)
+        )
+        memory: ApertureAccess = self.memory
+        self.buffers = Buffers(self.client, memory)
+        self.pools = Pools(self.client, self.buffers)
+        self.commits = Commits(self.client, self.buffers)
         self.fd = os.memfd_create("pool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, PAGE_SIZE)
         self.pools.create_pool(message("wl_shm.create_pool", SHM, POOL, PAGE_SIZE, fd=self.fd))
         self.pools.create_buffer(message("wl_shm_pool.create_buffer", POOL, BUFFER, AT, WIDTH, HEIGHT, WIDTH * 4, 0))
+        self.commits.create_surface(message("wl_compositor.create_surface", COMPOSITOR, SURFACE))
 
     @property
     def lent(self) -> slice:
@@ -97,6 +113,7 @@ class Drawing:
         os.pwrite(self.fd, bytes([octet]) * SIZE_BYTES, AT)
 
     def close(self) -> None:
+        self.commits.close()
         self.pools.close()
         os.close(self.fd)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.guest_half.work import lines_run
 from waylend.guest_half.arena import MIN_LEASE_PAGES, Arena, LentRegion
 
 
@@ -74,3 +75,21 @@ def test_a_lease_that_is_over_is_not_used_again() -> None:
     region.free()
     book.check()
     assert not leases[0].given_back
+
+
+def work_of(count: int) -> int:
+    """Of as many small buffers, taken and freed, the last one first."""
+    book, _ = arena()
+    regions: list[LentRegion] = []
+
+    def run() -> None:
+        regions.extend(book.take(1 + number % 3) for number in range(count))
+        while regions:
+            regions.pop().free()
+
+    return lines_run(run)
+
+
+def test_the_work_hardly_grows_with_how_many_there_are() -> None:
+    """Finding room is O(log n)."""
+    assert work_of(4000) <= 13 * work_of(400)

@@ -18,7 +18,7 @@ FRAME = 6
 class Capturing(Drawing):
     def __init__(self) -> None:
         super().__init__()
-        self.captures = Captures(self.pools)
+        self.captures = Captures(self.client, self.buffers)
 
 
 @pytest.fixture

@@ -7,22 +7,13 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waylend.guest_half.damage import Damage, Rectangle, ViewportState, spans
+from tests.guest_half.damage_pixels import pixels_of
+from waylend.guest_half.damage import Damage, ViewportState, spans
 
 WIDTH, HEIGHT = 37, 23
 COORDINATES = st.integers(-50, 80)
 BOXES = st.tuples(COORDINATES, COORDINATES, COORDINATES, COORDINATES)
 PIXEL_BYTES = 4
-
-
-def pixels_of(damage: Damage) -> set[tuple[int, int]]:
-    boxes = [Rectangle(0, 0, damage.width, damage.height)] if damage.whole else damage.rectangles
-    return {
-        (x, y)
-        for left, top, right, bottom in boxes
-        for x in range(left, right)
-        for y in range(top, bottom)
-    }  # fmt: skip
 
 
 @given(st.lists(BOXES, max_size=30))

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.guest_half.drawing import BUFFER, HEIGHT, POOL, SIZE_BYTES, WIDTH, Drawing, message
+from tests.guest_half.drawing import BUFFER, HEIGHT, POOL, SIZE_BYTES, SURFACE, WIDTH, Drawing, message
+from tests.guest_half.work import lines_run
 from tests.relay.between import open_fds
 from waylend.errors import ProtocolError
-
-SURFACE = 10
 
 
 @pytest.fixture
@@ -24,9 +23,9 @@ def drawing() -> Iterator[Drawing]:
 
 
 def commit(drawing: Drawing, damaged_width: int, damaged_height: int) -> None:
-    drawing.pools.attach(message("wl_surface.attach", SURFACE, BUFFER, 0, 0))
-    drawing.pools.damage_buffer(message("wl_surface.damage_buffer", SURFACE, 0, 0, damaged_width, damaged_height))
-    drawing.pools.commit(message("wl_surface.commit", SURFACE))
+    drawing.commits.attach(message("wl_surface.attach", SURFACE, BUFFER, 0, 0))
+    drawing.commits.damage_buffer(message("wl_surface.damage_buffer", SURFACE, 0, 0, damaged_width, damaged_height))
+    drawing.commits.commit(message("wl_surface.commit", SURFACE))
 
 
 def show(drawing: Drawing, octet: int) -> None:
@@ -62,7 +61,7 @@ def test_a_destroyed_buffer_is_copied_again_for_as_long_as_it_may_be_on_the_scre
     drawing.memory.lose()
     assert drawing.shown == b"\1" * SIZE_BYTES
     fds = open_fds()
-    drawing.pools.destroy(message("wl_surface.destroy", SURFACE))
+    drawing.commits.destroy(message("wl_surface.destroy", SURFACE))
     for call in drawing.memory.later:
         call()
     assert len(open_fds()) == len(fds) - 1, "nobody needs the pool's file any more"
@@ -73,7 +72,7 @@ def test_a_destroyed_buffer_is_copied_again_for_as_long_as_it_may_be_on_the_scre
 def test_a_client_that_ends_in_between_leaves_nothing(drawing: Drawing) -> None:
     show(drawing, 1)
     drawing.pools.destroy(message("wl_buffer.destroy", BUFFER))
-    drawing.pools.destroy(message("wl_surface.destroy", SURFACE))
+    drawing.commits.destroy(message("wl_surface.destroy", SURFACE))
     drawing.pools.close()
     for call in drawing.memory.later:
         call()
@@ -85,4 +84,33 @@ def test_a_pool_that_was_cut_short_when_memory_is_lost_ends_its_client_at_its_ne
     drawing.memory.fails = "the pool's file was cut short"
     drawing.memory.lose()
     with pytest.raises(ProtocolError, match="cut short"):
-        drawing.pools.commit(message("wl_surface.commit", SURFACE))
+        drawing.commits.commit(message("wl_surface.commit", SURFACE))
+
+
+def work_of(count: int) -> int:
+    """Of ``count`` buffers: each made, shown on a surface of its own, and destroyed; then the surfaces, and the timers."""
+    drawing = Drawing()
+
+    def run() -> None:
+        for number in range(100, 100 + count):
+            drawing.pools.create_buffer(
+                message("wl_shm_pool.create_buffer", POOL, number, 0, WIDTH, HEIGHT, WIDTH * 4, 0)
+            )
+            drawing.commits.create_surface(message("wl_compositor.create_surface", 9, 10_000 + number))
+            drawing.commits.attach(message("wl_surface.attach", 10_000 + number, number, 0, 0))
+            drawing.commits.commit(message("wl_surface.commit", 10_000 + number))
+        for number in range(100, 100 + count):
+            drawing.pools.destroy(message("wl_buffer.destroy", number))
+        for number in range(100, 100 + count):
+            drawing.commits.destroy(message("wl_surface.destroy", 10_000 + number))
+        for call in drawing.memory.later:
+            call()
+
+    work = lines_run(run)
+    drawing.close()
+    return work
+
+
+def test_the_work_of_many_buffers_hardly_grows_with_their_number() -> None:
+    """One client's would hold up all the others': 8,000 buffers took seconds once."""
+    assert work_of(2000) <= 12 * work_of(200)

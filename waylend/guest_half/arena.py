@@ -5,10 +5,10 @@ A large buffer has a lease of its own; small ones (cursors, decorations) share l
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_left, insort
 from collections.abc import Callable
 from typing import Protocol
-
-from waylend.lending.intervals import IntervalMap
 
 #: The smallest lease that is asked for.
 MIN_LEASE_PAGES = 64
@@ -53,66 +53,90 @@ class LentRegion:
 
     def free(self) -> None:
         """Once."""
-        self._block.free(self)
+        self._block.arena.free(self._block, self)
 
 
 class _Block:
-    """A lease and which of its pages are taken."""
+    """A lease, and its gaps: their ends by their starts, and the other way. ``number`` tells it from others."""
 
-    def __init__(self, arena: Arena, lease: AskedLease) -> None:
+    __slots__ = ("arena", "by_end", "by_start", "lease", "number", "taken_pages")
+
+    def __init__(self, arena: Arena, lease: AskedLease, number: int) -> None:
+        self.arena = arena
         self.lease = lease
-        self.taken: IntervalMap[LentRegion] = IntervalMap()
-        self._arena = arena
-
-    def take(self, page_count: int) -> LentRegion | None:
-        start = self.taken.first_fit(0, self.lease.page_count, page_count, 1)
-        if start is None:
-            return None
-        region = LentRegion(self, start, page_count)
-        self.taken.insert(start, start + page_count, region)
-        return region
-
-    def free(self, region: LentRegion) -> None:
-        self.taken.remove(region.start)
-        if not len(self.taken):
-            self._arena.emptied(self)
+        self.number = number
+        self.by_start: dict[int, int] = {}
+        self.by_end: dict[int, int] = {}
+        self.taken_pages = 0
 
 
 class Arena:
-    """One client's leases. ``ask(page_count)`` asks the host for another."""
+    """One client's leases. ``ask(page_count)`` asks the host for another.
+
+    With n gaps finding room is O(log n); a change moves the list's tail, which is one memmove.
+    """
 
     def __init__(self, ask: Callable[[int], AskedLease]) -> None:
         self._ask = ask
-        self._blocks: list[_Block] = []
+        #: All gaps of leases that are in use, the narrowest first: (page count, block's number, start, block). Those of a
+        #: lease that is over go when they are met.
+        self._gaps: list[tuple[int, int, int, _Block]] = []
+        self._numbers = itertools.count()
+        #: Not in use: it has no gaps in the list.
         self._spare: _Block | None = None
 
     def take(self, page_count: int) -> LentRegion:
         """Pages for a buffer; they may have to be waited for (``LentRegion.gfn``)."""
-        self._blocks = [block for block in self._blocks if not block.lease.failure]
-        if self._spare is not None and self._spare.lease.failure:
-            self._spare = None
-        for block in self._blocks:
-            region = block.take(page_count) if page_count <= block.lease.page_count else None
-            if region is not None:
-                return region
+        while (at := bisect_left(self._gaps, (page_count,))) < len(self._gaps):
+            gap_pages, _, start, block = self._gaps.pop(at)
+            if not block.lease.failure:
+                del block.by_start[start], block.by_end[start + gap_pages]
+                return self._take_from(block, start, start + gap_pages, page_count)
         spare = self._spare
+        if spare is not None and spare.lease.failure:
+            spare = self._spare = None
         if spare is not None and page_count <= spare.lease.page_count <= 2 * page_count + MIN_LEASE_PAGES:
             self._spare = None
-            self._blocks.append(spare)
-            region = spare.take(page_count)
-            assert region is not None
-            return region
-        block = _Block(self, self._ask(max(page_count, MIN_LEASE_PAGES)))
-        self._blocks.append(block)
-        taken = block.take(page_count)
-        assert taken is not None
-        return taken
+            block = spare
+        else:
+            block = _Block(self, self._ask(max(page_count, MIN_LEASE_PAGES)), next(self._numbers))
+        return self._take_from(block, 0, block.lease.page_count, page_count)
 
-    def emptied(self, block: _Block) -> None:
-        """A lease has no buffers any more: it is the spare one now, and the one that was goes back."""
-        if block not in self._blocks:
+    def _take_from(self, block: _Block, start: int, end: int, page_count: int) -> LentRegion:
+        block.taken_pages += page_count
+        if start + page_count < end:
+            self._add_gap(block, start + page_count, end)
+        return LentRegion(block, start, page_count)
+
+    def _add_gap(self, block: _Block, start: int, end: int) -> None:
+        block.by_start[start] = end
+        block.by_end[end] = start
+        insort(self._gaps, (end - start, block.number, start, block))
+
+    def _remove_gap(self, block: _Block, start: int, end: int) -> None:
+        del block.by_start[start], block.by_end[end]
+        del self._gaps[bisect_left(self._gaps, (end - start, block.number, start))]
+
+    def free(self, block: _Block, region: LentRegion) -> None:
+        """See ``LentRegion.free``."""
+        block.taken_pages -= region.page_count
+        if block.lease.failure:
             return
-        self._blocks.remove(block)
+        start, end = region.start, region.start + region.page_count
+        before, behind = block.by_end.get(start), block.by_start.get(end)
+        if before is not None:
+            self._remove_gap(block, before, start)
+            start = before
+        if behind is not None:
+            self._remove_gap(block, end, behind)
+            end = behind
+        if block.taken_pages:
+            self._add_gap(block, start, end)
+        else:
+            self._emptied(block)
+
+    def _emptied(self, block: _Block) -> None:
+        """A lease has no buffers any more: it is the spare one now, and the one that was goes back."""
         if block.lease.page_count > _MAX_SPARE_PAGES:
             block.lease.give_back()
             return
@@ -122,7 +146,17 @@ class Arena:
 
     def check(self) -> None:
         """Walks the invariants; raises AssertionError."""
-        for block in self._blocks:
-            block.taken.check()
-            assert len(block.taken)
-        assert self._spare is None or not len(self._spare.taken)
+        free_pages: dict[_Block, int] = {}
+        for page_count, number, start, block in self._gaps:
+            assert number == block.number
+            assert page_count > 0
+            if not block.lease.failure:
+                assert block.by_start[start] == start + page_count
+                assert block.by_end[start + page_count] == start
+                assert start + page_count not in block.by_start, "two gaps side by side"
+                free_pages[block] = free_pages.get(block, 0) + page_count
+        for block, page_count in free_pages.items():
+            assert block is not self._spare
+            assert block.taken_pages
+            assert block.taken_pages + page_count == block.lease.page_count
+        assert self._spare is None or not (self._spare.taken_pages or self._spare.by_start)

@@ -17,6 +17,7 @@ from waylend.lending.pages import PAGE_SHIFT
 _PCI_DEVICES = Path("/sys/bus/pci/devices")
 #: QEMU's ivshmem-plain, whose BAR 2 is the shared memory.
 _IVSHMEM = ("0x1af4", "0x1110")
+_GONE = "the host half is gone"
 
 
 class Bar:
@@ -24,6 +25,7 @@ class Bar:
 
     def __init__(self, path: str, page_count: int) -> None:
         self.size_bytes = page_count << PAGE_SHIFT
+        self._closed = False
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             if os.fstat(fd).st_size < self.size_bytes:
@@ -33,7 +35,9 @@ class Bar:
             os.close(fd)
 
     def copy_in(self, fd: int, file_offset: int, aperture_offset: int, spans: Iterable[tuple[int, int]]) -> str:
-        """See ``pools.ApertureAccess``."""
+        """See ``buffers.ApertureAccess``."""
+        if self._closed:
+            return _GONE
         octets, preadv = self._octets, os.preadv
         to_file = file_offset - aperture_offset
         try:
@@ -51,6 +55,8 @@ class Bar:
 
     def copy_out(self, fd: int, file_offset: int, aperture_offset: int, size_bytes: int) -> str:
         """Copies ``size_bytes`` to ``fd``, which doesn't grow by it. Returns what went wrong, or an empty string."""
+        if self._closed:
+            return _GONE
         if os.fstat(fd).st_size < file_offset + size_bytes:
             return "the file is too short"
         end = aperture_offset + size_bytes
@@ -64,6 +70,7 @@ class Bar:
         return ""
 
     def close(self) -> None:
+        self._closed = True
         mapping = self._octets.obj
         self._octets.release()
         assert isinstance(mapping, mmap.mmap)

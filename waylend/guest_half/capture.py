@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from waylend.guest_half.pools import PoolBuffer, Pools
-from waylend.relay.interpose import FdMessage, Interposer
+from waylend.guest_half.buffers import INVALID_FD, Buffers, PoolBuffer
+from waylend.relay.interpose import Client, FdMessage, Interposer
 
 
 class Captures(Interposer):
@@ -30,15 +30,16 @@ class Captures(Interposer):
         "ext_image_copy_capture_frame_v1.failed",
     )
 
-    def __init__(self, pools: Pools) -> None:
-        self._pools = pools
+    def __init__(self, client: Client, buffers: Buffers) -> None:
+        super().__init__(client)
+        self._buffers = buffers
         self._attached: dict[int, int] = {}  # frame -> buffer, both object ids
         self._under_way: dict[int, PoolBuffer] = {}  # by frame
 
     def copy(self, message: FdMessage) -> None:
         (buffer_id,) = message.args
         assert isinstance(buffer_id, int)
-        self._begin(message, buffer_id, copy_in=False)
+        self._begin(message, buffer_id, whole=True)
 
     copy_with_damage = copy
 
@@ -48,19 +49,28 @@ class Captures(Interposer):
         self._attached[message.object_id] = buffer_id
 
     def capture(self, message: FdMessage) -> None:
-        self._begin(message, self._attached.pop(message.object_id, 0), copy_in=True)
+        self._begin(message, self._attached.pop(message.object_id, 0), whole=False)
 
-    def _begin(self, message: FdMessage, buffer_id: int, *, copy_in: bool) -> None:
+    def _begin(self, message: FdMessage, buffer_id: int, *, whole: bool) -> None:
+        """The compositor is about to write to that buffer: to all of it, or to parts and the others are to stay as they are."""
         if message.object_id in self._under_way:
             return  # the compositor says what is wrong with that
-        buffer = self._pools.begin_capture(message, buffer_id, copy_in=copy_in)
-        if buffer is not None:
+        buffer = self._buffers.get(buffer_id)
+        if buffer is not None:  # else it is not of wl_shm
+            if not whole:
+                buffer.stale.add_all()
+                self._check(message, self._buffers.copy(buffer), "can't copy the buffer")
+            buffer.busy = buffer.captures = True
             self._under_way[message.object_id] = buffer
 
     def ready(self, message: FdMessage) -> None:
         buffer = self._end(message.object_id)
         if buffer is not None:
-            self._pools.copy_back(message, buffer)
+            self._check(message, self._buffers.copy_back(buffer), "can't copy what was captured")
+
+    def _check(self, message: FdMessage, failure: str, what: str) -> None:
+        if failure:
+            self.refuse(message, INVALID_FD, f"{what}: {failure}")
 
     def failed(self, message: FdMessage) -> None:
         self._end(message.object_id)
@@ -72,7 +82,7 @@ class Captures(Interposer):
     def _end(self, frame: int) -> PoolBuffer | None:
         buffer = self._under_way.pop(frame, None)
         if buffer is not None:
-            self._pools.end_capture(buffer)
+            buffer.busy = buffer.captures = False
         return buffer
 
     def close(self) -> None:

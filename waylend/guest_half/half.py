@@ -9,25 +9,24 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-import os
 import socket
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from waylend import linux
 from waylend.channel.connection import ChannelConnection
 from waylend.channel.halves import GuestEnd
 from waylend.channel.transport import Address, open_to_host
 from waylend.errors import PeerError
 from waylend.guest_half.arena import AskedLease
 from waylend.guest_half.bar import Bar, find_bar
+from waylend.guest_half.buffers import Buffers
 from waylend.guest_half.capture import Captures
+from waylend.guest_half.commits import Commits
+from waylend.guest_half.files import SealedCopies
 from waylend.guest_half.leases import LeaseAsked
 from waylend.guest_half.pools import Pools
-from waylend.lending.pages import PAGE_SHIFT
 from waylend.policy import NOT_ACROSS_MACHINES, Policy
 from waylend.relay.interpose import Interposer
 from waylend.relay.interpose.registry import GlobalFilter, Registry
@@ -42,13 +41,23 @@ logger = logging.getLogger(__name__)
 
 _RETRY_S = 0.2
 _MAX_RETRY_S = 2.0
-#: Files of the compositor whose copies are kept for the next client.
-_MAX_FILES = 64
-_ALL_SEALS = linux.F_SEAL_SEAL | linux.F_SEAL_SHRINK | linux.F_SEAL_GROW | linux.F_SEAL_WRITE
+
+
+class ClientAperture:
+    """The aperture, as one client's buffers have it (``buffers.ApertureAccess``)."""
+
+    def __init__(self, loop: Loop, bar: Bar, connection: ChannelConnection) -> None:
+        self.call_later = loop.call_later
+        self.copy_in = bar.copy_in
+        self.copy_out = bar.copy_out
+        self._connection = connection
+
+    def ask(self, page_count: int, on_change: Callable[[], None], on_loss: Callable[[AskedLease], None]) -> AskedLease:
+        return LeaseAsked(self._connection.channel, self._connection, page_count, on_change, on_loss)
 
 
 class GuestHalf:
-    """Lives in the loop's thread, with the relay. ``Attachments`` and ``pools.ApertureAccess`` are its two faces."""
+    """Lives in the loop's thread, with the relay. What attachments stand for is decided here (``Attachments``)."""
 
     def __init__(
         self,
@@ -72,8 +81,7 @@ class GuestHalf:
         self._retry_s = _RETRY_S
         self._complaint = ""
         self._closed = False
-        #: Sealed copies of the compositor's files, by lease.
-        self._files: OrderedDict[int, int] = OrderedDict()
+        self._files = SealedCopies()
         self._tables = tables
         # What a guest may see is the host half's business; what can't cross is announced by none.
         self._policy = policy.with_changes(allow=("*",), deny=NOT_ACROSS_MACHINES)
@@ -90,10 +98,17 @@ class GuestHalf:
         global_filter = GlobalFilter(self._tables, self._policy)
 
         def make(session: Session) -> Iterable[Interposer]:
-            pools = Pools(session, self)
-            return Registry(session, global_filter), pools, Captures(pools)
+            assert isinstance(session.compositor, ChannelConnection)
+            assert self._bar is not None  # it is there as long as there are connections
+            buffers = Buffers(session, ClientAperture(self._loop, self._bar, session.compositor))
+            return (
+                Registry(session, global_filter),
+                Pools(session, buffers),
+                Commits(session, buffers),
+                Captures(session, buffers),
+            )
 
-        return (Registry, Pools, Captures), make
+        return (Registry, Pools, Commits, Captures), make
 
     # The host half
 
@@ -111,7 +126,7 @@ class GuestHalf:
             fd,
             attachments_of=lambda _connection: self,
             on_ready=self._on_ready,
-            on_file_ended=self._forget_file,
+            on_file_ended=self._files.forget,
             on_over=self._on_over,
             token=self._token,
             is_port=self._address.kind == "port",
@@ -146,8 +161,7 @@ class GuestHalf:
 
     def _let_go(self) -> None:
         """Everything that was the old host half's: all connections have ended."""
-        for lease in list(self._files):
-            self._forget_file(lease)
+        self._files.forget_all()
         bar, self._bar = self._bar, None
         if bar is not None:
             bar.close()
@@ -168,66 +182,13 @@ class GuestHalf:
         raise PeerError("a host half attaches no aperture")
 
     def open_file(self, lease: int, gfn: int, size_bytes: int) -> int:
-        """What the compositor handed out, as a sealed file of our own: a client may keep it for as long as it likes."""
-        if not size_bytes:
-            return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        if lease in self._files:
-            self._files.move_to_end(lease)
-        else:
-            self._files[lease] = self._sealed_copy(gfn, size_bytes)
-            if len(self._files) > _MAX_FILES:
-                self._forget_file(next(iter(self._files)))
-        # Opened anew for reading only: kernels before 6.7 let nobody map a sealed file for reading through a descriptor
-        # that could write.
-        return os.open(f"/proc/self/fd/{self._files[lease]}", os.O_RDONLY | os.O_CLOEXEC)
-
-    def _sealed_copy(self, gfn: int, size_bytes: int) -> int:
-        if self._bar is None or (gfn << PAGE_SHIFT) + size_bytes > self._bar.size_bytes:
-            raise PeerError(f"the host half lent {size_bytes} bytes at page {gfn}, which are not in the aperture")
-        fd = os.memfd_create("waylend-file", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            os.ftruncate(fd, size_bytes)
-            failure = self._bar.copy_out(fd, 0, gfn << PAGE_SHIFT, size_bytes)
-            if failure:
-                raise PeerError(f"a file of the compositor: {failure}")
-            linux.add_seals(fd, _ALL_SEALS)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
-
-    def _forget_file(self, lease: int) -> None:
-        fd = self._files.pop(lease, -1)
-        if fd >= 0:
-            os.close(fd)
+        return self._files.open(self._bar, lease, gfn, size_bytes)
 
     def lease_asked(self, _object_id: int, _page_count: int) -> None:
         raise PeerError("a host half asks for no leases")
 
     def connection_over(self) -> None:
-        """Nothing is kept for a connection here."""
-
-    # pools.ApertureAccess
-
-    def ask(
-        self, session_id: int, page_count: int, on_change: Callable[[], None], on_loss: Callable[[AskedLease], None]
-    ) -> AskedLease:
-        connection = self.relay.sessions[session_id].compositor
-        assert isinstance(connection, ChannelConnection)
-        return LeaseAsked(connection.channel, connection, page_count, on_change, on_loss)
-
-    def copy_in(self, fd: int, file_offset: int, aperture_offset: int, spans: Iterable[tuple[int, int]]) -> str:
-        if self._bar is None:
-            return "the host half is gone"
-        return self._bar.copy_in(fd, file_offset, aperture_offset, spans)
-
-    def copy_out(self, fd: int, file_offset: int, aperture_offset: int, size_bytes: int) -> str:
-        if self._bar is None:
-            return "the host half is gone"
-        return self._bar.copy_out(fd, file_offset, aperture_offset, size_bytes)
-
-    def call_later(self, delay_s: float, call: Callable[[], None]) -> object:
-        return self._loop.call_later(delay_s, call)
+        """Its interposers have let go of all that was the client's."""
 
     def close(self) -> None:
         """In the loop's thread, or after it has ended."""

@@ -1,0 +1,178 @@
+"""One client's wl_shm buffers in a guest half: each has its bytes in the client's pool and a region of lent memory for them.
+
+Client pools are untrusted files, read with preadv only: one that is cut short is an error, not a signal. So are lent pages
+that can't be had. The host may take lent memory away, and what was drawn there with it: then buffers
+that may be on the screen are copied again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from waylend.guest_half.arena import Arena, AskedLease, LentRegion
+from waylend.guest_half.damage import spans
+from waylend.guest_half.surfaces import Content
+from waylend.lending.pages import PAGE_SHIFT
+from waylend.relay.interpose import Client, NotYet
+from waylend.wire.formats import PIXEL_BYTES
+
+#: wl_shm.error.invalid_fd
+INVALID_FD = 2
+#: A destroyed buffer that the compositor may still be showing keeps its region for so long after it was replaced.
+_LINGER_S = 1.0
+
+
+class ApertureAccess(Protocol):
+    """The guest half, as one client's buffers know it."""
+
+    def ask(self, page_count: int, on_change: Callable[[], None], on_loss: Callable[[AskedLease], None]) -> AskedLease:
+        """Asks for a lease. ``on_change``: there is an answer; ``on_loss``: what was stored there is gone."""
+
+    def copy_in(self, fd: int, file_offset: int, aperture_offset: int, spans: Iterable[tuple[int, int]]) -> str:
+        """Copies from a file into the aperture; returns what went wrong, or an empty string.
+
+        ``spans``: (offset, size) of each piece, in bytes from ``file_offset`` there and from ``aperture_offset`` here.
+        """
+
+    def copy_out(self, fd: int, file_offset: int, aperture_offset: int, size_bytes: int) -> str:
+        """Copies from the aperture into a file; returns what went wrong, or an empty string."""
+
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> object: ...
+
+
+class PoolFile:
+    """A pool's file: open while the pool or a buffer of it is there. Owns ``fd``."""
+
+    __slots__ = ("_users", "fd", "size_bytes")
+
+    def __init__(self, fd: int, size_bytes: int) -> None:
+        self.fd = fd
+        self.size_bytes = size_bytes
+        self._users = 1
+
+    def use(self) -> PoolFile:
+        self._users += 1
+        return self
+
+    def drop(self) -> None:
+        self._users -= 1
+        if not self._users:
+            os.close(self.fd)
+
+
+class PoolBuffer(Content):
+    """A buffer of wl_shm. ``captures``: the compositor draws into it, so it is not copied anew meanwhile."""
+
+    __slots__ = ("captures", "file", "offset", "pixel_bytes", "region", "stride")
+
+    def __init__(
+        self, file: PoolFile, region: LentRegion, offset: int, width: int, height: int, stride: int, pixel_format: int
+    ) -> None:
+        super().__init__(width, height)
+        self.file = file
+        self.region = region
+        self.offset = offset
+        self.stride = stride
+        self.pixel_bytes = PIXEL_BYTES.get(pixel_format, 0)
+        self.captures = False
+
+
+class Buffers:
+    """By object id, and those that were destroyed while they may be on the screen. Each owns its region and its pool's file."""
+
+    def __init__(self, client: Client, aperture: ApertureAccess) -> None:
+        self._aperture = aperture
+        self._arena = Arena(lambda pages: aperture.ask(pages, client.resume, self._lost))
+        self._by_id: dict[int, PoolBuffer] = {}
+        #: All that have a region, by its lease.
+        self._by_lease: defaultdict[AskedLease, set[PoolBuffer]] = defaultdict(set)
+        #: What the last request for memory got, which the host hasn't granted yet, and for which buffer.
+        self._asked: tuple[int, LentRegion] | None = None
+
+    def take_region(self, object_id: int, page_count: int) -> LentRegion:
+        """Memory for a new buffer, or why there is none (``failure``). Raises NotYet while the host hasn't answered."""
+        if self._asked is not None and self._asked[0] == object_id:
+            region = self._asked[1]
+        else:
+            region = self._arena.take(page_count)
+        self._asked = None
+        if region.gfn < 0 and not region.failure:
+            self._asked = (object_id, region)
+            raise NotYet
+        return region
+
+    def add(self, object_id: int, buffer: PoolBuffer) -> None:
+        self._by_id[object_id] = buffer
+        self._by_lease[buffer.region.lease].add(buffer)
+
+    def get(self, object_id: int) -> PoolBuffer | None:
+        """None: not of wl_shm, or destroyed."""
+        return self._by_id.get(object_id)
+
+    def destroy(self, object_id: int) -> None:
+        """By the client. Nothing happens to a buffer that isn't of wl_shm."""
+        buffer = self._by_id.pop(object_id, None)
+        if buffer is None:
+            return
+        buffer.destroy()
+        if not buffer.busy:
+            self._free(buffer)
+        elif not buffer.shown_by:
+            self._retire(buffer)
+
+    def hidden(self, buffer: PoolBuffer) -> None:
+        """No surface shows it any more."""
+        if buffer.destroyed and buffer.busy:
+            buffer.busy = False
+            self._retire(buffer)
+
+    def _retire(self, buffer: PoolBuffer) -> None:
+        """It is destroyed, and the compositor will know in a moment that nothing shows it any more."""
+        self._aperture.call_later(_LINGER_S, lambda: self._free(buffer))
+
+    def _free(self, buffer: PoolBuffer) -> None:
+        lease = buffer.region.lease
+        in_lease = self._by_lease.get(lease)
+        if in_lease is None or buffer not in in_lease:
+            return  # it is free already, or its client is gone
+        in_lease.remove(buffer)
+        if not in_lease:
+            del self._by_lease[lease]
+        buffer.region.free()
+        buffer.file.drop()
+
+    # Copying
+
+    def copy(self, buffer: PoolBuffer) -> str:
+        """What is stale is in lent memory then. Returns what went wrong, or an empty string."""
+        pieces = spans(buffer.stale, buffer.stride, buffer.pixel_bytes)
+        failure = self._aperture.copy_in(buffer.file.fd, buffer.offset, buffer.region.gfn << PAGE_SHIFT, pieces)
+        if not failure:
+            buffer.copied()
+        return failure
+
+    def copy_back(self, buffer: PoolBuffer) -> str:
+        """What the compositor has written is in the client's pool then. Returns what went wrong, or an empty string."""
+        if buffer.destroyed:
+            return ""
+        return self._aperture.copy_out(
+            buffer.file.fd, buffer.offset, buffer.region.gfn << PAGE_SHIFT, buffer.stride * buffer.height
+        )
+
+    def _lost(self, lease: AskedLease) -> None:
+        """What was in that lease is gone. A buffer that can't be copied any more ends its client at its next use."""
+        for buffer in self._by_lease.get(lease, ()):
+            buffer.stale.add_all()
+            if buffer.busy and not buffer.captures:
+                self.copy(buffer)
+
+    def close(self) -> None:
+        """The client is gone. The leases end with its connection."""
+        for in_lease in self._by_lease.values():
+            for buffer in in_lease:
+                buffer.file.drop()
+        self._by_lease.clear()
+        self._by_id.clear()
