@@ -75,6 +75,19 @@ def test_a_buffer_that_another_surface_showed_is_stale_everywhere(shown: Shown) 
     assert one.stale.whole
 
 
+def test_what_one_surface_changes_is_stale_in_a_buffer_that_another_shows_too(shown: Shown) -> None:
+    both, other = content(), content()
+    shown.surfaces.create(4)
+    shown.commit(both)
+    shown.commit(both, surface=4)
+    shown.commit(other, (1, 1, 1, 1), surface=4)
+    shown.surfaces.commit(SURFACE)  # its copy of that pixel is from before the client draws there
+    both.copied()
+    shown.surfaces.attach(4, both)
+    shown.surfaces.commit(4)
+    assert (1, 1) in pixels_of(both.stale)
+
+
 def test_of_more_buffers_than_are_followed_the_oldest_is_stale_everywhere(shown: Shown) -> None:
     contents = [content() for _ in range(MAX_FOLLOWED + 1)]
     for one in contents:
@@ -187,7 +200,8 @@ def test_the_work_does_not_grow_with_how_many_there_are() -> None:
 class Pictures(RuleBasedStateMachine):
     """Buffers are pictures; a copy of each is all that the compositor sees. What it sees must always be what was drawn.
 
-    A client draws in a buffer what it says has changed since the last commit, over what was on the surface before.
+    A client draws in a buffer what it says has changed since the last commit, over what was on the surface before; never in
+    one that another surface shows.
     """
 
     def __init__(self) -> None:
@@ -199,6 +213,7 @@ class Pictures(RuleBasedStateMachine):
         self.drawn = [self.blank() for _ in self.contents]
         self.copies = [self.blank() for _ in self.contents]
         self.on_surface = [self.blank(), self.blank()]
+        self.shown: list[Content | None] = [None, None]
         self.colour = 0
 
     @staticmethod
@@ -208,15 +223,24 @@ class Pictures(RuleBasedStateMachine):
     @rule(surface=st.integers(0, 1), which=st.integers(0, 3), x=st.integers(0, 5), y=st.integers(0, 4),
           width=st.integers(1, 4), height=st.integers(1, 4))  # fmt: skip
     def frame(self, surface: int, which: int, x: int, y: int, width: int, height: int) -> None:
+        one = self.contents[which]
+        if self.shown[1 - surface] is one:
+            return
         self.colour += 1
         picture = self.on_surface[surface]
         for spot in picture:
             if x <= spot[0] < x + width and y <= spot[1] < y + height:
                 picture[spot] = self.colour
         self.drawn[which] = dict(picture)
-        one = self.contents[which]
         self.surfaces.attach(surface, one)
         self.surfaces.damage_buffer(surface, (x, y, width, height))
+        self.copy(surface)
+
+    @rule(surface=st.integers(0, 1), which=st.integers(0, 3))
+    def the_same_again(self, surface: int, which: int) -> None:
+        self.on_surface[surface] = dict(self.drawn[which])
+        self.surfaces.attach(surface, self.contents[which])
+        self.surfaces.damage_buffer(surface, (0, 0, WIDTH, HEIGHT))
         self.copy(surface)
 
     @rule(surface=st.integers(0, 1))
@@ -231,7 +255,7 @@ class Pictures(RuleBasedStateMachine):
         self.drawn[which], self.copies[which] = self.blank(), self.blank()
 
     def copy(self, surface: int) -> None:
-        shown = self.surfaces.commit(surface)
+        shown = self.shown[surface] = self.surfaces.commit(surface)
         if shown is None or shown.destroyed:
             return
         which = self.contents.index(shown)

@@ -196,7 +196,9 @@ class Surfaces(Generic[C]):
                 self._show_instead(surface, content)
             if content is not None:
                 content.busy = True
-                surface.follow(content)
+        if surface.current is not None and not surface.current.destroyed:
+            # Without an attach, too: another surface may have shown it in between.
+            surface.follow(surface.current)
         surface.spread_damage()
         return surface.current
 
