@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         UsageError,
         WaylendError,
     )
-    from waylend.guest_half.half import Guest, serve_in_guest
+    from waylend.guest_half.serving import Guest, serve_in_guest
     from waylend.host_half.serving import Host, serve_guest
     from waylend.lending.lease import BackingIndex, Lease, LeaseState, LossPolicy, Protection
     from waylend.lending.p2m import LendingEvent, LendingEventKind
@@ -108,7 +108,7 @@ _WHERE = {
         "UsageError",
         "WaylendError",
     ),
-    "waylend.guest_half.half": (
+    "waylend.guest_half.serving": (
         "Guest",
         "serve_in_guest",
     ),

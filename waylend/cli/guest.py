@@ -18,7 +18,7 @@ from waylend.cli.options import (
     trace_option,
 )
 from waylend.cli.process import listening, until_asked_to_stop
-from waylend.guest_half.half import serve_in_guest
+from waylend.guest_half.serving import serve_in_guest
 
 
 @click.command("guest")

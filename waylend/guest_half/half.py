@@ -7,20 +7,15 @@ itself: the kernel copies between it and files (preadv, pwrite), so that a page 
 from __future__ import annotations
 
 import errno
-import functools
 import logging
-import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 
 from waylend.channel.connection import ChannelConnection
 from waylend.channel.halves import GuestEnd
 from waylend.channel.transport import Address, open_to_host
 from waylend.errors import PeerError
 from waylend.guest_half.arena import AskedLease
-from waylend.guest_half.bar import Bar, find_bar
+from waylend.guest_half.bar import Bar
 from waylend.guest_half.buffers import Buffers
 from waylend.guest_half.capture import Captures
 from waylend.guest_half.commits import Commits
@@ -33,9 +28,7 @@ from waylend.relay.interpose.registry import GlobalFilter, Registry
 from waylend.relay.loop import Loop
 from waylend.relay.relay import MakeInterposers, Relay
 from waylend.relay.session import Session, Trace
-from waylend.service.in_thread import beating, listening_sockets, make_room_for_fds, running, single_errors
 from waylend.wire.spec import InterfaceSpec
-from waylend.wire.tables import load_tables
 
 logger = logging.getLogger(__name__)
 
@@ -198,51 +191,3 @@ class GuestHalf:
         if end is not None:
             end.close()
         self._let_go()
-
-
-@dataclass
-class Guest:
-    """A running guest half."""
-
-    listen_paths: tuple[Path, ...]
-
-
-@asynccontextmanager
-async def serve_in_guest(
-    *,
-    listen: str | Sequence[socket.socket],
-    channel: str,
-    bar: str | None = None,
-    token: str = "",
-    policy: Policy | None = None,
-    socket_mode: int | None = None,
-    silence_s: float = 30.0,
-    trace: Trace | None = None,
-) -> AsyncIterator[Guest]:
-    """Runs the guest half until the context is left; then every client gets its end.
-
-    ``listen``: a socket name to make, or listening sockets. ``channel``: where the host half is (``transport``). ``bar``: the
-    aperture's file; by default the PCI device that a VMM gave this machine. Of ``policy`` the limits count: what a guest may
-    see is the host half's business. Raises UsageError, Unavailable.
-    """
-    address = Address.parse(channel)
-    make_room_for_fds()
-    async with single_errors(), AsyncExitStack() as stack:
-        sockets, paths = listening_sockets(stack, listen, socket_mode)
-        loop = Loop()
-        half = GuestHalf(
-            loop,
-            tables=load_tables(),
-            address=address,
-            bar_path=bar or find_bar(),
-            policy=policy or Policy(),
-            token=token,
-            trace=trace,
-            silence_s=silence_s,
-        )
-        loop.call(half.open)
-        for sock in sockets:
-            loop.call(functools.partial(half.relay.listen, sock))
-        await stack.enter_async_context(running(loop, half.close))
-        await stack.enter_async_context(beating(loop, half.beat))
-        yield Guest(paths)
