@@ -21,7 +21,6 @@ LONG_FILES = {
     "tests/domain/fuse/test_domain.py",
     "tests/domain/kvm/test_domain.py",
     "waylend/domain/fuse/domain.py",
-    "waylend/guest_half/pools.py",
 }
 LONG_FUNCTIONS = {
     "examples/xen_lending.py: story",
