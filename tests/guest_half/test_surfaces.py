@@ -11,13 +11,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.guest_half.damage_pixels import pixels_of
 from tests.guest_half.work import lines_run
-from waylend.guest_half.surfaces import MAX_FOLLOWED, Content, Surfaces
+from waylend.guest_half.surfaces import MAX_FOLLOWED, SurfaceContent, Surfaces
 
 WIDTH, HEIGHT = 6, 5
 SURFACE = 3
 
 
-class Hidden(list[Content]):
+class Hidden(list[SurfaceContent]):
     """What no surface shows any more, in the order in which that was told."""
 
 
@@ -26,10 +26,10 @@ class Shown:
     hidden: Hidden = field(default_factory=Hidden)
 
     def __post_init__(self) -> None:
-        self.surfaces: Surfaces[Content] = Surfaces(self.hidden.append)
+        self.surfaces: Surfaces[SurfaceContent] = Surfaces(self.hidden.append)
         self.surfaces.create(SURFACE)
 
-    def commit(self, content: Content | None, *boxes: tuple[int, int, int, int], surface: int = SURFACE) -> None:
+    def commit(self, content: SurfaceContent | None, *boxes: tuple[int, int, int, int], surface: int = SURFACE) -> None:
         """What the interposer does: shows it, and copies what is stale."""
         self.surfaces.attach(surface, content)
         for box in boxes:
@@ -45,8 +45,8 @@ def shown() -> Shown:
     return Shown()
 
 
-def content() -> Content:
-    return Content(WIDTH, HEIGHT)
+def content() -> SurfaceContent:
+    return SurfaceContent(WIDTH, HEIGHT)
 
 
 def test_what_was_never_copied_is_stale_everywhere(shown: Shown) -> None:
@@ -177,7 +177,7 @@ def test_too_many_rectangles_are_everything(count: int) -> None:
 
 def work_of(count: int) -> int:
     """Of ``count`` contents, each made, shown on a surface of its own and destroyed, and of their surfaces."""
-    surfaces: Surfaces[Content] = Surfaces(lambda _content: None)
+    surfaces: Surfaces[SurfaceContent] = Surfaces(lambda _content: None)
     contents = [content() for _ in range(count)]
 
     def run() -> None:
@@ -206,14 +206,14 @@ class Pictures(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.surfaces: Surfaces[Content] = Surfaces(lambda _content: None)
+        self.surfaces: Surfaces[SurfaceContent] = Surfaces(lambda _content: None)
         for number in (0, 1):
             self.surfaces.create(number)
         self.contents = [content() for _ in range(4)]
         self.drawn = [self.blank() for _ in self.contents]
         self.copies = [self.blank() for _ in self.contents]
         self.on_surface = [self.blank(), self.blank()]
-        self.shown: list[Content | None] = [None, None]
+        self.shown: list[SurfaceContent | None] = [None, None]
         self.colour = 0
 
     @staticmethod

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from waylend.guest_half.arena import Arena, AskedLease, LentRegion
 from waylend.guest_half.damage import spans
-from waylend.guest_half.surfaces import Content
+from waylend.guest_half.surfaces import SurfaceContent
 from waylend.lending.pages import PAGE_SHIFT
 from waylend.relay.interpose import Client, NotYet
 from waylend.wire.formats import PIXEL_BYTES
@@ -43,8 +43,8 @@ class ApertureAccess(Protocol):
     def call_later(self, delay_s: float, call: Callable[[], None]) -> object: ...
 
 
-class PoolFile:
-    """A pool's file: open while the pool or a buffer of it is there. Owns ``fd``."""
+class ClientPool:
+    """A client's pool: its file, open while the pool or a buffer of it is there. Owns ``fd``."""
 
     __slots__ = ("_users", "fd", "size_bytes")
 
@@ -53,7 +53,7 @@ class PoolFile:
         self.size_bytes = size_bytes
         self._users = 1
 
-    def use(self) -> PoolFile:
+    def use(self) -> ClientPool:
         self._users += 1
         return self
 
@@ -63,13 +63,13 @@ class PoolFile:
             os.close(self.fd)
 
 
-class PoolBuffer(Content):
+class PoolBuffer(SurfaceContent):
     """A buffer of wl_shm. ``captures``: the compositor draws into it, so it is not copied anew meanwhile."""
 
     __slots__ = ("captures", "file", "offset", "pixel_bytes", "region", "stride")
 
     def __init__(
-        self, file: PoolFile, region: LentRegion, offset: int, width: int, height: int, stride: int, pixel_format: int
+        self, file: ClientPool, region: LentRegion, offset: int, width: int, height: int, stride: int, pixel_format: int
     ) -> None:
         super().__init__(width, height)
         self.file = file

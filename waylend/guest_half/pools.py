@@ -10,7 +10,7 @@ import os
 from typing import ClassVar
 
 from waylend.errors import LimitExceeded, ProtocolError
-from waylend.guest_half.buffers import INVALID_FD, Buffers, PoolBuffer, PoolFile
+from waylend.guest_half.buffers import INVALID_FD, Buffers, ClientPool, PoolBuffer
 from waylend.guest_half.leases import WholeAperture
 from waylend.lending.pages import PAGE_SHIFT, page_count_of
 from waylend.relay.interpose import Client, FdMessage, Interposer
@@ -35,7 +35,7 @@ class Pools(Interposer):
     def __init__(self, client: Client, buffers: Buffers) -> None:
         super().__init__(client)
         self._buffers = buffers
-        self._pools: dict[int, PoolFile] = {}
+        self._pools: dict[int, ClientPool] = {}
 
     def create_pool(self, message: FdMessage) -> None:
         object_id, _fd, size_bytes = message.args
@@ -50,7 +50,7 @@ class Pools(Interposer):
             why = f"{_MAX_POOLS} pools are the most (limit pools)"
             self.refuse(message, ProtocolError.NO_MEMORY, why, LimitExceeded)
         self._drop_pool(object_id)  # the scan refuses an id that is taken, after this
-        self._pools[object_id] = PoolFile(os.dup(fd), size_bytes)
+        self._pools[object_id] = ClientPool(os.dup(fd), size_bytes)
         message.fds[0] = WholeAperture(fd)
 
     def resize(self, message: FdMessage) -> bytes:

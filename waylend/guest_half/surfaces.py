@@ -19,7 +19,7 @@ _MAX_DAMAGE = 64
 Box = tuple[int, int, int, int]
 
 
-class Content:
+class SurfaceContent:
     """A buffer of ``width`` x ``height`` pixels, as surfaces know it.
 
     ``stale`` is what was drawn since it was last copied. ``busy``: the compositor may look at it, from the commit that showed
@@ -50,7 +50,7 @@ class Content:
             self.follower = None
 
 
-C = TypeVar("C", bound=Content)
+C = TypeVar("C", bound=SurfaceContent)
 
 
 class _Surface(Generic[C]):
@@ -107,7 +107,7 @@ class _Surface(Generic[C]):
         self.followed.clear()
 
     @staticmethod
-    def _forget(content: Content) -> None:
+    def _forget(content: SurfaceContent) -> None:
         content.follower = None
         content.stale.add_all()
 
@@ -243,7 +243,7 @@ class Surfaces(Generic[C]):
 
     def check(self) -> None:
         """Walks the invariants; raises AssertionError."""
-        shown: dict[Content, int] = {}
+        shown: dict[SurfaceContent, int] = {}
         for surface in self._surfaces.values():
             assert len(surface.followed) <= MAX_FOLLOWED
             assert len(set(surface.followed)) == len(surface.followed)
