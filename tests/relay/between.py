@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from waylend.domain.memfd import MemfdDomain
+from waylend.local.interposers import for_local_guests
 from waylend.policy import Policy
 from waylend.relay.endpoint import Endpoint
 from waylend.relay.events import RelayEvent
@@ -101,7 +102,7 @@ class Between:
             self.loop,
             tables=TABLES,
             policy=policy,
-            domain=self.domain,
+            interposers=for_local_guests(TABLES, policy, self.domain),
             embedded=embedded,
             connect=self._connect,
             observer=self.events.put,

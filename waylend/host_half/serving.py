@@ -22,9 +22,9 @@ from waylend.relay.events import RelayEvent
 from waylend.relay.interpose import MakesInterposer
 from waylend.relay.loop import Loop
 from waylend.relay.session import Trace
+from waylend.service.answering import answering
 from waylend.service.compositor import CompositorSocket, keep_in_touch
 from waylend.service.in_thread import (
-    answering,
     beating,
     called_in_this_thread,
     listening_sockets,

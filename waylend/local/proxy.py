@@ -21,6 +21,7 @@ from waylend.domain.memfd import MemfdDomain
 from waylend.domain.process.caller import ProcessDomain
 from waylend.errors import Unavailable, UsageError
 from waylend.lending.pages import page_count_of
+from waylend.local.interposers import for_local_guests
 from waylend.policy import Policy
 from waylend.relay.endpoint import Endpoint
 from waylend.relay.events import RelayEvent
@@ -28,9 +29,9 @@ from waylend.relay.interpose import MakesInterposer
 from waylend.relay.loop import Loop
 from waylend.relay.relay import Relay
 from waylend.relay.session import Trace
+from waylend.service.answering import answering
 from waylend.service.compositor import CompositorSocket, keep_in_touch
 from waylend.service.in_thread import (
-    answering,
     called_in_this_thread,
     listening_sockets,
     make_room_for_fds,
@@ -94,7 +95,7 @@ async def serve(
             loop,
             tables=tables,
             policy=policy,
-            domain=domain,
+            interposers=for_local_guests(tables, policy, domain),
             connect=lambda: Endpoint(where.new_connection()),
             embedded=interposers,
             observer=await stack.enter_async_context(called_in_this_thread(on_event)) if on_event else None,

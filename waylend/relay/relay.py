@@ -1,4 +1,4 @@
-"""Takes clients in, connects each to the compositor, and keeps the sessions. One relay is one guest: one policy, one domain."""
+"""Takes clients in, connects each to the compositor, and keeps the sessions. One relay is one guest, under one policy."""
 
 from __future__ import annotations
 
@@ -8,16 +8,11 @@ import logging
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from waylend.domain.base import Domain
 from waylend.errors import LimitExceeded, ProtocolError
 from waylend.policy import Policy
 from waylend.relay.endpoint import End, Endpoint, ReceiveBuffer
 from waylend.relay.events import RelayEvent
 from waylend.relay.interpose import Interposer, MakesInterposer, check_interposers
-from waylend.relay.interpose.lent_files import FileLender, LentFiles
-from waylend.relay.interpose.registry import GlobalFilter, Registry
-from waylend.relay.interpose.shm import ShmPools
-from waylend.relay.interpose.toplevel import Toplevels
 from waylend.relay.loop import EPOLLIN, EPOLLOUT, Loop
 from waylend.relay.session import Session, Trace, error_event
 from waylend.wire.objects import DISPLAY_ID, Catalogue
@@ -37,25 +32,12 @@ _LINGER_S = 1.0
 MakeInterposers = Callable[[Session], Iterable[Interposer]]
 
 
-def for_local_guests(
-    tables: Mapping[str, InterfaceSpec], policy: Policy, domain: Domain
-) -> tuple[tuple[type[Interposer], ...], MakeInterposers]:
-    """The interposers between a local client and the compositor."""
-    global_filter = GlobalFilter(tables, policy)
-    lender = FileLender(domain)
-
-    def make(session: Session) -> Iterable[Interposer]:
-        return Registry(session, global_filter), LentFiles(session, lender), ShmPools(session), Toplevels(session)
-
-    return (Registry, LentFiles, ShmPools, Toplevels), make
-
-
 class Relay:
     """Runs in the thread of its loop. From other threads: only ``loop.call`` and ``loop.stop``.
 
     ``connect`` makes a new connection to the compositor, without waiting, and may raise OSError. ``interposers`` are the types,
-    and what makes them for a session; by default those for local guests, whose leases are of ``domain``. ``embedded`` are
-    an embedder's own, which see each message before them. ``observer`` is called in the loop's thread with each RelayEvent.
+    and what makes them for a session. ``embedded`` are an embedder's own, which see each message before them. ``observer`` is
+    called in the loop's thread with each RelayEvent.
     """
 
     def __init__(
@@ -65,8 +47,7 @@ class Relay:
         tables: Mapping[str, InterfaceSpec],
         policy: Policy,
         connect: Callable[[], End],
-        domain: Domain | None = None,
-        interposers: tuple[tuple[type[Interposer], ...], MakeInterposers] | None = None,
+        interposers: tuple[tuple[type[Interposer], ...], MakeInterposers],
         embedded: Sequence[MakesInterposer] = (),
         observer: Callable[[RelayEvent], None] | None = None,
         trace: Trace | None = None,
@@ -75,9 +56,6 @@ class Relay:
         self.policy = policy
         self.trace = trace
         self.buffer = ReceiveBuffer()
-        if interposers is None:
-            assert domain is not None
-            interposers = for_local_guests(tables, policy, domain)
         check_interposers(embedded, tables)
         self._embedded = tuple(embedded)
         types, self._interposers_for = interposers
