@@ -43,12 +43,12 @@ if TYPE_CHECKING:
         UsageError,
         WaylendError,
     )
-    from waylend.guest_half.serving import Guest, serve_in_guest
-    from waylend.host_half.serving import Host, serve_guest
+    from waylend.guest_half.serving import RunningGuestHalf, serve_in_guest
+    from waylend.host_half.serving import RunningHostHalf, serve_guest
     from waylend.lending.lease import BackingIndex, Lease, LeaseState, LossPolicy, Protection
     from waylend.lending.p2m import LendingEvent, LendingEventKind
     from waylend.lending.pages import PAGE_SIZE, PageRange
-    from waylend.local.proxy import Proxy, serve
+    from waylend.local.proxy import RunningProxy, serve
     from waylend.models.vram import VramBuffer, VramHeap
     from waylend.models.xen_domain import XenModelDomain
     from waylend.models.xen_guest import GuestFault
@@ -109,11 +109,11 @@ _WHERE = {
         "WaylendError",
     ),
     "waylend.guest_half.serving": (
-        "Guest",
+        "RunningGuestHalf",
         "serve_in_guest",
     ),
     "waylend.host_half.serving": (
-        "Host",
+        "RunningHostHalf",
         "serve_guest",
     ),
     "waylend.lending.lease": (
@@ -132,7 +132,7 @@ _WHERE = {
         "PageRange",
     ),
     "waylend.local.proxy": (
-        "Proxy",
+        "RunningProxy",
         "serve",
     ),
     "waylend.models.vram": (
@@ -183,9 +183,7 @@ __all__ = [
     "DomainStats",
     "FileBacking",
     "FuseDomain",
-    "Guest",
     "GuestFault",
-    "Host",
     "HypercallError",
     "Hypervisor",
     "Interposer",
@@ -216,10 +214,12 @@ __all__ = [
     "ProcessDomain",
     "Protection",
     "ProtocolError",
-    "Proxy",
     "QuotaExceeded",
     "RelayEvent",
     "RevokeTimeout",
+    "RunningGuestHalf",
+    "RunningHostHalf",
+    "RunningProxy",
     "SessionEnded",
     "SessionOpened",
     "Subscribers",

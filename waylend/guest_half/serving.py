@@ -20,7 +20,7 @@ from waylend.wire.tables import load_tables
 
 
 @dataclass
-class Guest:
+class RunningGuestHalf:
     """A running guest half."""
 
     listen_paths: tuple[Path, ...]
@@ -37,7 +37,7 @@ async def serve_in_guest(
     socket_mode: int | None = None,
     silence_s: float = 30.0,
     trace: Trace | None = None,
-) -> AsyncIterator[Guest]:
+) -> AsyncIterator[RunningGuestHalf]:
     """Runs the guest half until the context is left; then every client gets its end.
 
     ``listen``: a socket name to make, or listening sockets. ``channel``: where the host half is (``transport``). ``bar``: the
@@ -64,4 +64,4 @@ async def serve_in_guest(
             loop.call(functools.partial(half.relay.listen, sock))
         await stack.enter_async_context(running(loop, half.close))
         await stack.enter_async_context(beating(loop, half.beat))
-        yield Guest(paths)
+        yield RunningGuestHalf(paths)

@@ -36,7 +36,7 @@ from waylend.wire.tables import load_tables
 
 
 @dataclass
-class Host:
+class RunningHostHalf:
     """A running host half. ``bar_path`` is the aperture's file, for a VMM. ``ended`` is set when the compositor has gone."""
 
     channel: str
@@ -63,7 +63,7 @@ async def serve_guest(
     on_event: Callable[[RelayEvent], None] | None = None,
     trace: Trace | None = None,
     interposers: Sequence[MakesInterposer] = (),
-) -> AsyncIterator[Host]:
+) -> AsyncIterator[RunningHostHalf]:
     """Runs the host half until the context is left; then the guest's windows close and its leases end.
 
     ``channel`` is where the guest half (or its VMM) connects: ``unix:PATH`` or ``vsock:PORT``. ``bar_link`` is a symbolic
@@ -78,7 +78,7 @@ async def serve_guest(
     async with single_errors(), AsyncExitStack() as stack:
         listening = _listen(stack, address)
         domain = _new_domain(stack, name, policy, bar_link)
-        running_host = Host(f"{address}", None, domain.bar_path, domain)
+        running_host = RunningHostHalf(f"{address}", None, domain.bar_path, domain)
         loop = Loop()
         stack.callback(loop.close)
         half = HostHalf(

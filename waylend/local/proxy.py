@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Proxy:
+class RunningProxy:
     """A running proxy. ``ended`` is set when the compositor has gone and the proxy is not to wait for it."""
 
     listen_paths: tuple[Path, ...]
@@ -67,7 +67,7 @@ async def serve(
     trace: Trace | None = None,
     domain: Domain | None = None,
     interposers: Sequence[MakesInterposer] = (),
-) -> AsyncIterator[Proxy]:
+) -> AsyncIterator[RunningProxy]:
     """Runs a proxy until the context is left; then every client gets its end, and nothing stays behind.
 
     ``listen``: a socket name to make (with its lock file), or listening sockets that somebody else made. ``compositor``: its
@@ -88,7 +88,7 @@ async def serve(
             raise UsageError(f"{where.path} is the compositor's own socket: listen on another")
         domain = domain or local_domain(policy)
         stack.callback(domain.close)
-        proxy = Proxy(paths, None, domain)
+        proxy = RunningProxy(paths, None, domain)
         loop = Loop()
         stack.callback(loop.close)
         relay = Relay(
