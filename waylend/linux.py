@@ -37,6 +37,7 @@ _MAP_SHARED, _MAP_NORESERVE = 0x01, 0x4000
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 _FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 0x01, 0x02
 _MNT_DETACH = 2
+_CLONE_FS = 0x200
 _SYNC_AND_WAIT = 1 | 2 | 4  # SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE, _WAIT_AFTER
 
 # Each call lets go of the interpreter lock (ctypes.CDLL), which some wait long for.
@@ -46,6 +47,7 @@ _libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_char_p)
 _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_libc.unshare.argtypes = (ctypes.c_int,)
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
@@ -104,6 +106,11 @@ def sync_file_range(fd: int, offset_bytes: int, size_bytes: int) -> None:
 def unmount_lazily(path: str) -> None:
     """umount2(2) with MNT_DETACH."""
     _checked(_libc.umount2(os.fsencode(path), _MNT_DETACH), "umount2")
+
+
+def own_umask() -> None:
+    """Gives the calling thread a umask and a current directory of its own, which others don't see (unshare(2), CLONE_FS)."""
+    _checked(_libc.unshare(_CLONE_FS), "unshare")
 
 
 def map_shared(fd: int, size_bytes: int, protection: int) -> int:

@@ -38,7 +38,7 @@ def test_every_command_has_help(command: str) -> None:
         (
             ["serve", "--listen", "/nowhere/socket", "--compositor", "/h"],
             1,
-            "waylend: can't make /nowhere/socket.lock: No such file",
+            "waylend: can't listen on /nowhere/socket: No such file",
         ),
         (["serve", "--listen", "/x", "--socket-mode", "9"], 2, "'9' is no octal number"),
         (

@@ -132,22 +132,94 @@ class TestGlobals:
 
 @pytest.mark.parametrize("policy", [Policy(title_prefix="[work] ", app_id_prefix="work.")])
 class TestPrefixes:
-    def test_titles_and_app_ids_carry_it(self, between: Between) -> None:
+    @pytest.fixture
+    def opened(self, between: Between) -> tuple[Peer, Peer]:
+        """A client and its compositor, with a window that has no name yet, but the marks."""
         client, compositor = between.open()
         open_window(client, compositor)
+        assert compositor.receive("xdg_toplevel.set_title") == (7, [b"[work] "])
+        assert compositor.receive("xdg_toplevel.set_app_id") == (7, [b"work."])
+        return client, compositor
+
+    def test_titles_and_app_ids_carry_it(self, opened: tuple[Peer, Peer]) -> None:
+        client, compositor = opened
         client.send("xdg_toplevel.set_title", 7, "señal".encode())
         client.send("xdg_toplevel.set_app_id", 7, b"org.app")
         assert compositor.receive("xdg_toplevel.set_title") == (7, ["[work] señal".encode()])
         assert compositor.receive("xdg_toplevel.set_app_id") == (7, [b"work.org.app"])
 
-    def test_a_long_title_is_cut_between_characters(self, between: Between) -> None:
-        client, compositor = between.open()
-        open_window(client, compositor)
+    def test_a_long_title_is_cut_between_characters(self, opened: tuple[Peer, Peer]) -> None:
+        client, compositor = opened
         client.send("xdg_toplevel.set_title", 7, "é".encode() * 2040)
         _, (title,) = compositor.receive("xdg_toplevel.set_title")
         assert isinstance(title, bytes)
         assert len(title) <= 4096 - 13
         assert title.decode().startswith("[work] éé")
+
+    @pytest.mark.parametrize(
+        ("shell", "makes_surface", "makes_window", "class_"),
+        [
+            ("zxdg_shell_v6", "zxdg_shell_v6.get_xdg_surface", "zxdg_surface_v6.get_toplevel", "zxdg_toplevel_v6"),
+            ("wl_shell", None, "wl_shell.get_shell_surface", "wl_shell_surface"),
+        ],
+    )
+    def test_windows_of_other_shells_carry_it(
+        self, between: Between, shell: str, makes_surface: str | None, makes_window: str, class_: str
+    ) -> None:
+        client, compositor = between.open()
+        begin(client, compositor, (1, "wl_compositor", 4), (2, shell, 1))
+        bind(client, compositor, 1, "wl_compositor", 4, 4)
+        bind(client, compositor, 2, shell, 1, 3)
+        client.send("wl_compositor.create_surface", 4, 5)
+        compositor.receive("wl_compositor.create_surface")
+        if makes_surface is not None:
+            client.send(makes_surface, 3, 6, 5)
+            compositor.receive(makes_surface)
+        client.send(makes_window, *((3, 7, 5) if makes_surface is None else (6, 7)))
+        compositor.receive(makes_window)
+        assert compositor.receive(f"{class_}.set_title") == (7, [b"[work] "])
+        naming = f"{class_}.set_class" if class_ == "wl_shell_surface" else f"{class_}.set_app_id"
+        assert compositor.receive(naming) == (7, [b"work."])
+
+
+class TestTitles:
+    @pytest.mark.parametrize(
+        ("title", "shown"),
+        [
+            ("plain ♥ नमस्ते 👩\u200d👩\u200d👧", "plain ♥ नमस्ते 👩\u200d👩\u200d👧"),
+            ("a\nb\r\tc", "a\ufffdb\ufffd\ufffdc"),
+            ("\x1b]0;x\x07", "\ufffd]0;x\ufffd"),
+            ("a\x7f\x85\x9fb", "a\ufffd\ufffd\ufffdb"),
+            ("a\u2028b\u2029c", "a\ufffdb\ufffdc"),
+            ("\u202e]knab[ moc.knab", "\ufffd]knab[ moc.knab"),
+            ("\u2066\u2067\u2068\u2069\u200e\u200f\u061c\u202ax", "\ufffd" * 8 + "x"),
+        ],
+    )
+    @pytest.mark.parametrize("what", ["set_title", "set_app_id"])
+    def test_what_cannot_be_shown_in_one_line_is_replaced(
+        self, between: Between, what: str, title: str, shown: str
+    ) -> None:
+        client, compositor = between.open()
+        open_window(client, compositor)
+        client.send(f"xdg_toplevel.{what}", 7, title.encode())
+        assert compositor.receive(f"xdg_toplevel.{what}") == (7, [shown.encode()])
+        named = between.wait_for(WindowNamed)
+        assert isinstance(named, WindowNamed)
+        assert named.text == shown
+
+    def test_bytes_that_are_no_text_are_replaced(self, between: Between) -> None:
+        client, compositor = between.open()
+        open_window(client, compositor)
+        client.send("xdg_toplevel.set_title", 7, b"a\xff\xed\xa0\x80b")
+        assert compositor.receive("xdg_toplevel.set_title") == (7, ["a\ufffd\ufffd\ufffd\ufffdb".encode()])
+
+    def test_a_title_that_grows_by_it_stays_within_a_message(self, between: Between) -> None:
+        client, compositor = between.open()
+        open_window(client, compositor)
+        client.send("xdg_toplevel.set_title", 7, b"\n" * 4000)
+        _, (title,) = compositor.receive("xdg_toplevel.set_title")
+        assert isinstance(title, bytes)
+        assert title == "\ufffd".encode() * (4083 // 3)
 
 
 def open_window(client: Peer, compositor: Peer) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
 
 from waylend.cli.options import json_option
-from waylend.service.control import ask, running_proxies
+from waylend.service.control import answers_of, running_proxies
 
 
 @click.command("leases")
@@ -16,15 +17,18 @@ from waylend.service.control import ask, running_proxies
 @json_option
 def command(control: str | None, as_json: bool) -> None:
     """Show what running proxies have lent: domains, leases, pages present, faults served."""
-    proxies = [ask(path, "leases") for path in ([Path(control)] if control else running_proxies())]
+    paths = [Path(control)] if control else running_proxies()
+    proxies, failed = answers_of(paths, "leases")
     if as_json:
         print(json.dumps(proxies, indent=2))
-        return
+        sys.exit(1 if failed else 0)
     # Rich is worth its start-up time only where a table is printed.
     from rich.console import Console  # noqa: PLC0415
 
     from waylend.cli.lease_table import shown  # noqa: PLC0415
 
     console = Console(highlight=False)
-    for part in shown(proxies):
-        console.print(part, soft_wrap=True)
+    if proxies or not failed:
+        for part in shown(proxies):
+            console.print(part, soft_wrap=True)
+    sys.exit(1 if failed else 0)

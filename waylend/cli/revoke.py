@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
 from waylend.errors import UsageError
-from waylend.service.control import ask, running_proxies
+from waylend.service.control import answers_of, running_proxies
 
 
 @click.command("revoke")
@@ -26,6 +27,7 @@ def command(lease: int | None, everything: bool, control: str | None) -> None:
         raise UsageError("no proxy is running")
     if len(paths) > 1 and not everything:
         raise UsageError(f"{len(paths)} proxies are running: say which with --control ({', '.join(map(str, paths))})")
-    for path in paths:
-        answer = ask(path, "revoke", lease=lease)
+    answers, failed = answers_of(paths, "revoke", lease=lease)
+    for answer in answers:
         print(f"took back {answer['pages_revoked']} pages of {answer['leases_revoked']} leases")
+    sys.exit(1 if failed else 0)

@@ -71,7 +71,7 @@ def _answers(control: Path | None) -> list[dict[str, Any]]:
         return [ask(control, "leases")]
     answers = []
     for path in running_proxies():
-        with contextlib.suppress(OSError, UsageError):
+        with contextlib.suppress(UsageError):
             answers.append(ask(path, "leases"))
     return answers
 

@@ -37,7 +37,7 @@ class WindowOpened(RelayEvent):
 
 @dataclass(frozen=True)
 class WindowNamed(RelayEvent):
-    """A window got its title or its app id, as the client gave it (the policy's prefix is not in it)."""
+    """A window got its title or its app id, as it may be shown (the policy's prefix is not in it)."""
 
     object_id: int
     what: str

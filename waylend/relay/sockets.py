@@ -6,14 +6,20 @@ sd_notify(3)).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import hashlib
 import os
+import secrets
 import socket
 import stat
+import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from waylend.errors import UsageError
+from waylend.linux import own_umask
 
 # sun_path of struct sockaddr_un, unix(7), with its NUL.
 _MAX_PATH_BYTES = 107
@@ -41,60 +47,213 @@ def socket_path(name: str, environ: Mapping[str, str] = os.environ) -> Path:
     return path
 
 
+def own_dir(environ: Mapping[str, str] = os.environ, *, make: bool = True) -> Path:
+    """``$XDG_RUNTIME_DIR/waylend``: control sockets, and locks of sockets that are elsewhere. With ``make`` it is there.
+
+    Raises UsageError when it can't be made, or isn't this user's alone.
+    """
+    path = runtime_dir(environ) / "waylend"
+    try:
+        if make:
+            path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+    except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise UsageError(f"XDG_RUNTIME_DIR={path.parent}: there is no such folder") from None
+        return path
+    except OSError as error:
+        raise UsageError(f"can't use {path}: {error.strerror}") from error
+    # Root may look into a user's, but makes nothing there.
+    owners = (os.geteuid(),) if make else (os.geteuid(), path.parent.stat().st_uid if not os.geteuid() else -1)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in owners or found.st_mode & 0o022:
+        raise UsageError(f"{path} is no folder of this user's alone")
+    return path
+
+
+def lock_path(path: Path, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Where the lock of the socket ``path`` is.
+
+    Beside it, as ``NAME.lock``, where it is in XDG_RUNTIME_DIR itself: compositors look for it there
+    (wl_display_add_socket). A socket anywhere else may be in a folder that a guest can write to, even as root of a container,
+    and what it puts there must not be opened: its lock is in ``own_dir``. None where there is no XDG_RUNTIME_DIR.
+    """
+    try:
+        parent = path.parent.resolve()
+        if parent == runtime_dir(environ).resolve():
+            return path.with_name(f"{path.name}.lock")
+        digest = hashlib.sha256(os.fsencode(parent / path.name)).hexdigest()[:16]
+        return own_dir(environ) / f"{digest}.lock"
+    except UsageError:
+        return None
+
+
 class ListeningSocket:
-    """A unix socket that clients connect to, with its lock file beside it (``NAME.lock``). ``close`` removes both."""
+    """A unix socket that clients connect to. ``close`` removes it and its lock file, unless they are another's by now."""
 
-    def __init__(self, path: Path, *, mode: int | None = None) -> None:
-        """Claims ``path``; a socket that a dead process left there is replaced.
+    def __init__(self, path: Path, *, mode: int | None = None, locked: bool = True) -> None:
+        """Claims ``path``, with the permissions ``mode``; a socket that a dead process left there is replaced.
 
-        Raises UsageError when another process holds it or the place is not to be had.
+        Without ``locked`` there is no lock file: for a name that nobody else makes. Raises UsageError when somebody listens
+        there or the place is not to be had.
         """
         self.path = path
-        self._lock_path = path.with_name(f"{path.name}.lock")
+        self._lock = _Lock(path) if locked else None
         try:
-            self._lock_fd = os.open(self._lock_path, os.O_CREAT | os.O_CLOEXEC | os.O_RDWR, 0o660)
+            self.sock = _bound(path, mode)
+            self._identity = _identity(path)
         except OSError as error:
-            raise UsageError(f"can't make {self._lock_path}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.sock = self._bind(mode)
-        except BlockingIOError:
-            os.close(self._lock_fd)
-            raise UsageError(f"socket {path} is in use by another process (lock {self._lock_path.name})") from None
-        except OSError as error:
-            os.unlink(self._lock_path)
-            os.close(self._lock_fd)
+            self._unlock()
             raise UsageError(f"can't listen on {path}: {error.strerror or error}") from error
-
-    def _bind(self, mode: int | None) -> socket.socket:
-        try:
-            if not stat.S_ISSOCK(os.lstat(self.path).st_mode):
-                raise FileExistsError(0, "there is a file of that name that is no socket")
-            os.unlink(self.path)
-        except FileNotFoundError:
-            pass
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.bind(os.fspath(self.path))
-            if mode is not None:
-                os.chmod(self.path, mode)
-            sock.listen(_BACKLOG)
-        except OSError:
-            sock.close()
+        except UsageError:
+            self._unlock()
             raise
-        return sock
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def close(self) -> None:
         """Idempotent."""
-        if self._lock_fd >= 0:
+        self.sock.close()
+        if self._identity is not None and _identity(self.path) == self._identity:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+        self._identity = None
+        self._unlock()
+
+
+class _Lock:
+    """The lock file of a socket. Raises UsageError when another process holds it."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._path = lock_path(socket_path)
+        self._fd = -1
+        while self._path is not None and self._fd < 0:
+            try:
+                fd = os.open(self._path, os.O_CREAT | os.O_CLOEXEC | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, 0o660)
+            except OSError as error:
+                raise UsageError(f"can't make the lock {self._path}: {error.strerror}") from error
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(fd)
+                raise UsageError(
+                    f"socket {socket_path} is in use by another process (lock {self._path.name})"
+                ) from error
+            # Who held it before may have removed it since it was opened: then it keeps nobody out.
+            status = os.fstat(fd)
+            if _identity(self._path) == (status.st_dev, status.st_ino):
+                self._fd = fd
+            else:
+                os.close(fd)
+
+    def close(self) -> None:
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+            os.close(self._fd)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file is there just now: its device and inode."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _bound(path: Path, mode: int | None) -> socket.socket:
+    """A listening socket at ``path``. Raises OSError, UsageError."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(0, "there is a file of that name that is no socket")
+        if _somebody_listens(path):
+            raise UsageError(f"socket {path} is in use by another process")
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if mode is None:
+            sock.bind(os.fspath(path))
+        else:
+            _bind_with_mode(sock, path, mode)
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _somebody_listens(path: Path) -> bool:
+    """Whether the socket there is more than what a dead process left. Waits for nobody."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+        try:
+            sock.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:  # its backlog is full, or it isn't for us: there it is all the same
+            return True
+    return True
+
+
+def _bind_with_mode(sock: socket.socket, path: Path, mode: int) -> None:
+    """The socket has its permissions from the first moment on: chmod(2) by a name would follow what a guest puts there.
+
+    bind(2) gives it those that the umask leaves. The umask is a process's; a thread can have one of its own.
+    """
+    failed: list[OSError] = []
+
+    def bind() -> None:
+        try:
+            own_umask()
+            os.umask(~mode & 0o777)
+            sock.bind(os.fspath(path))
+        except OSError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=bind, name="bind")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+
+
+class NamelessSocket:
+    """A listening unix socket that has no name by the time that this returns: who has ``path_fd`` connects to it.
+
+    So nothing of it can stay behind, however its maker ends. ``path_fd`` is an O_PATH descriptor of where it was bound:
+    connect(2) looks the socket up by the inode that ``/proc/self/fd/N`` leads to, which lives on with the descriptor.
+    """
+
+    def __init__(self) -> None:
+        """Raises OSError."""
+        try:
+            folder = runtime_dir()
+        except UsageError:
+            folder = Path(tempfile.gettempdir())
+        path = folder / f".waylend-{secrets.token_hex(8)}"
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _bind_with_mode(self.sock, path, 0o600)
+            try:
+                self.path_fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            finally:
+                os.unlink(path)
+            self.sock.listen(_BACKLOG)
+        except OSError:
             self.sock.close()
-            for path in (self.path, self._lock_path):
-                try:
-                    os.unlink(path)
-                except FileNotFoundError:
-                    pass
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+            raise
+        self.path = Path(f"/proc/self/fd/{self.path_fd}")
+
+    def close(self) -> None:
+        """Idempotent."""
+        self.sock.close()
+        if self.path_fd >= 0:
+            os.close(self.path_fd)
+            self.path_fd = -1
 
 
 def activated_sockets(environ: Mapping[str, str] = os.environ) -> list[socket.socket]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from waylend.domain.base import Domain
 from waylend.errors import UsageError
-from waylend.service.control import ControlServer, control_dir
+from waylend.relay.sockets import own_dir
+from waylend.service.control import ControlServer
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ async def answering(
 def new_control_path() -> Path | None:
     """One of our own in XDG_RUNTIME_DIR; where that isn't set, the proxy works all the same, but can't be asked."""
     try:
-        return control_dir() / f"{os.getpid()}-{secrets.token_hex(2)}.control"
+        return own_dir() / f"{os.getpid()}-{secrets.token_hex(2)}.control"
     except (UsageError, OSError) as error:
         logger.warning("`waylend leases` won't see this proxy: %s", error)
         return None

@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 import socket
-import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ import anyio.abc
 
 from waylend.errors import CompositorError
 from waylend.policy import Policy
-from waylend.relay.sockets import connector, socket_path
+from waylend.relay.sockets import NamelessSocket, connector, socket_path
 from waylend.service.compositor_link import CompositorLink, compositor_link
 from waylend.wire.spec import InterfaceSpec
 
@@ -27,11 +26,16 @@ _LOOK_AGAIN_S = 0.2
 
 
 class CompositorSocket:
-    """Where sessions connect to just now: its own socket, or one on which it knows them as a guest's."""
+    """Where sessions connect to just now: its own socket, or one on which it knows them as a guest's; or nowhere.
+
+    A named compositor is to be kept in touch with (``keep_in_touch``): before that, and while it is away, connecting is refused,
+    so that no session gets to a compositor that wasn't told whose it is.
+    """
 
     def __init__(self, where: Path | socket.socket) -> None:
         self.path = where if isinstance(where, Path) else None
-        self.connect = connector(where) if isinstance(where, Path) else _connected_once(where)
+        self.connect = _away if isinstance(where, Path) else _connected_once(where)
+        self._guests_socket: NamelessSocket | None = None
 
     @classmethod
     def named(cls, name: str | socket.socket | None) -> CompositorSocket:
@@ -41,7 +45,24 @@ class CompositorSocket:
         return cls(socket_path(name or os.environ.get("WAYLAND_DISPLAY") or "wayland-0"))
 
     def new_connection(self) -> socket.socket:
+        """Non-blocking. Raises OSError."""
         return self.connect()
+
+    def guests_socket(self) -> NamelessSocket:
+        """What the compositor is to take a guest's clients from. Made once: a compositor that comes back gets it again.
+
+        Raises OSError.
+        """
+        if self._guests_socket is None:
+            self._guests_socket = NamelessSocket()
+        return self._guests_socket
+
+    def close(self) -> None:
+        """After the last connection was made. Idempotent."""
+        self.connect = _away
+        if self._guests_socket is not None:
+            self._guests_socket.close()
+            self._guests_socket = None
 
 
 async def keep_in_touch(
@@ -58,7 +79,21 @@ async def keep_in_touch(
 
     With ``once`` it sets ``gone`` instead of coming back, and raises CompositorError when it isn't there to begin with.
     """
-    assert compositor.path is not None
+    try:
+        await _come_back(compositor, gone, tables, app_id, policy, once, task_status)
+    finally:
+        compositor.close()
+
+
+async def _come_back(
+    compositor: CompositorSocket,
+    gone: anyio.Event,
+    tables: Mapping[str, InterfaceSpec],
+    app_id: str,
+    policy: Policy,
+    once: bool,
+    task_status: anyio.abc.TaskStatus[None],
+) -> None:
     status: anyio.abc.TaskStatus[None] | None = task_status
     waiting = False
     while True:
@@ -98,16 +133,17 @@ async def _linked(
     try:
         async with AsyncExitStack() as stack:
             link = await stack.enter_async_context(compositor_link(compositor.path, tables))
-            compositor.connect = connector(compositor.path)
+            stack.callback(setattr, compositor, "connect", _away)
             if link.offers_security_context and policy.security_context:
-                private_dir = stack.enter_context(
-                    tempfile.TemporaryDirectory(prefix="waylend-", dir=compositor.path.parent)
-                )
-                path = Path(private_dir) / "context"
+                guests = compositor.guests_socket()
                 instance_id = f"{os.getpid()}-{secrets.token_hex(4)}"
-                await stack.enter_async_context(link.security_context(path, app_id=app_id, instance_id=instance_id))
-                await _say_what_it_hides(compositor.path, path, link, tables, policy)
-                compositor.connect = connector(path)
+                await stack.enter_async_context(
+                    link.security_context(guests.sock.fileno(), app_id=app_id, instance_id=instance_id)
+                )
+                await _say_what_it_hides(compositor.path, guests.path, link, tables, policy)
+                compositor.connect = connector(guests.path)
+            else:
+                compositor.connect = connector(compositor.path)
             yield link
     except OSError as error:
         raise CompositorError(error.strerror or f"{error}") from error
@@ -129,6 +165,10 @@ async def _say_what_it_hides(
             path,
             ", ".join(hidden),
         )
+
+
+def _away() -> socket.socket:
+    raise ConnectionRefusedError(errno.ECONNREFUSED, "the compositor is away")
 
 
 def _connected_once(sock: socket.socket) -> Callable[[], socket.socket]:

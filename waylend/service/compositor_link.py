@@ -6,7 +6,6 @@ It lists the globals, asks for a security context where there is one, and notice
 from __future__ import annotations
 
 import os
-import socket
 import struct
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -127,14 +126,14 @@ class CompositorLink:
         return _SECURITY_CONTEXT in self.globals
 
     @asynccontextmanager
-    async def security_context(self, path: Path, *, app_id: str, instance_id: str) -> AsyncIterator[None]:
-        """Has the compositor listen on a socket at ``path``, and know clients that come that way as a sandbox's.
+    async def security_context(self, listen_fd: int, *, app_id: str, instance_id: str) -> AsyncIterator[None]:
+        """Has the compositor take clients from the listening socket ``listen_fd``, and know them as a sandbox's.
 
         It does so until the context is left. (wp_security_context_v1: engine, app id and instance id are set once, before
         ``commit``; the compositor stops listening when the other end of ``close_fd`` is closed.)
         """
         manager_id, context_id = self.new_id(), self.new_id()
-        with _listening(path) as listen_fd, _hang_up_when_left() as close_fd:
+        with _hang_up_when_left() as close_fd:
             await self.send(*self.bind(_SECURITY_CONTEXT, manager_id))
             await self.send(manager_id, "create_listener", context_id, listen_fd, close_fd)
             await self.send(context_id, "set_sandbox_engine", SANDBOX_ENGINE)
@@ -154,17 +153,6 @@ async def compositor_link(path: Path, tables: Mapping[str, InterfaceSpec]) -> As
         await link.send(DISPLAY_ID, "get_registry", _REGISTRY_ID)
         await link.roundtrip()
         yield link
-
-
-@contextmanager
-def _listening(path: Path) -> Iterator[int]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.bind(os.fspath(path))
-        try:
-            sock.listen(128)
-            yield sock.fileno()
-        finally:
-            os.unlink(path)
 
 
 @contextmanager

@@ -103,6 +103,7 @@ def set_title(between: Between, title: bytes) -> tuple[Peer, Peer]:
     ):
         client.send(name, object_id, *args)
         compositor.receive(name)
+    assert compositor.receive("xdg_toplevel.set_title") == (8, [b"[work] "])  # every window has the mark
     client.send("xdg_toplevel.set_title", 8, title)
     return client, compositor
 
