@@ -137,7 +137,14 @@ class Joined:
     """A guest end and a host end, greeted, over a unix socket pair of the given buffer size."""
 
     def __init__(
-        self, *, buffer_bytes: int | None = None, token: str = "", host_token: str = "", port: bool = False
+        self,
+        *,
+        buffer_bytes: int | None = None,
+        token: str = "",
+        host_token: str = "",
+        port: bool = False,
+        max_objects: int = 1000,
+        silence_s: float = 0.0,
     ) -> None:
         self.loop = HandLoop()
         self.files = Files()
@@ -159,6 +166,8 @@ class Joined:
             on_connection=lambda connection: self.arrived.append(Party(self.loop, connection, reads=self.reads)),
             on_over=self.host_over.append,
             token=host_token,
+            max_objects=max_objects,
+            silence_s=silence_s,
         )
         self.guest = GuestEnd(
             self.loop,

@@ -62,3 +62,11 @@ def test_a_table_fits_a_terminal_and_sums_up() -> None:
 def test_nothing_is_said_as_such() -> None:
     assert text_of([]) == ["no proxy is running"]
     assert text_of([proxy_with()]) == ["work by fuse: pid 7, /guest -> /host", "  nothing is lent"]
+
+
+def test_a_guest_that_is_paused_is_said_to_be_silent() -> None:
+    assert "heard" not in "".join(text_of([proxy_with(1) | {"guest_silent_s": 5.0}]))
+    assert "  nothing was heard of the guest for 45 s: it may be paused" in text_of(
+        [proxy_with(1) | {"guest_silent_s": 45.0}]
+    )
+    assert "heard" not in "".join(text_of([proxy_with(1) | {"guest_silent_s": None}]))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
-import socket
 import time
 from collections.abc import Iterator
 
@@ -13,10 +14,10 @@ from tests.domain.borrowers import FdBorrower
 from tests.host_half.hosting import GuestByHand, Hosting, bar_fd, request
 from tests.processes import wait_until
 from tests.relay.between import Peer, begin, open_fds
+from waylend.channel.messages import CHANNEL_ID
 from waylend.host_half import closing
 from waylend.lending.pages import PAGE_SIZE, PageRange
 from waylend.policy import Limits, Policy
-from waylend.wire.formats import PIXEL_BYTES
 
 CONNECTION = 2
 LEASE = 3
@@ -348,10 +349,6 @@ FOUL |= {
         "an odd size": [(2).to_bytes(4, "little") + (11 << 16).to_bytes(4, "little") + bytes(8)],
         "odd bytes": [request("waylend_connection_v1.bytes", 2, b"abc")],
         "a lease twice": [request("waylend_connection_v1.lease", 2, 3, 1)] * 2,
-        "two ends": [request("waylend_connection_v1.end", 2, b"")] * 2,
-        "bytes after the end": [
-            request("waylend_connection_v1.end", 2, b""), request("waylend_connection_v1.bytes", 2, bytes(8)),
-        ],
         "credit that isn't due": [request("waylend_connection_v1.credit", 2, 0xFFFFFFFF)],
         "data against the stream": [
             request("waylend_connection_v1.attach_stream", 2, 3), request("waylend_stream_v1.data", 3, b"data"),
@@ -368,9 +365,6 @@ def test_foul_play_on_the_channel_ends_it(hosting: Hosting, name: str) -> None:
     guest = hosting.guest(greets=False)
     for message in FOUL[name]:
         guest.raw(message)
-    if name in ("two ends", "bytes after the end"):
-        # Both halves may have ended it by then: gone is gone.
-        guest.sock.shutdown(socket.SHUT_WR)
     guest.rest()
     wait_until(lambda: hosting.in_loop(lambda: hosting.half.relay.sessions) == {}, "sessions to end")
     hosting.guest()
@@ -387,17 +381,62 @@ def test_a_flood_of_pipes_ends_the_client_that_asked_for_them(hosting: Hosting) 
     assert len(open_fds()) < 200
 
 
-def test_bytes_without_credit_end_the_channel(hosting: Hosting) -> None:
-    guest = hosting.guest()
+@pytest.fixture
+def narrow() -> Iterator[Hosting]:
+    """A host half that buffers next to nothing for a compositor that doesn't read."""
+    before = open_fds()
+    running = Hosting(Policy(limits=Limits(buffered_bytes=4096, leases=8, aperture_bytes=1 << 24)))
+    yield running
+    running.close()
+    assert open_fds() == before
+
+
+def held_up(hosting: Hosting, guest: GuestByHand) -> None:
+    """A client whose compositor doesn't read, so that its session doesn't either."""
     connected(hosting, guest)
-    sync = request("wl_surface.commit", 2)
-    piece = request("waylend_connection_v1.bytes", CONNECTION, sync * 4000)
-    assert PIXEL_BYTES
-    try:
-        for _ in range(200):
-            guest.raw(piece)
-    except (BrokenPipeError, ConnectionResetError):
-        pass
-    guest.sock.shutdown(socket.SHUT_WR) if guest.sock.fileno() >= 0 else None
+    ids = itertools.count(2)
+    for _ in range(10):
+        guest.client(CONNECTION, *(request("wl_display.sync", 1, next(ids)) for _ in range(5000)))
+    (session,) = hosting.half.relay.sessions.values()
+    wait_until(lambda: session.compositor.queued_bytes > 4096, "the compositor's queue to be full")
+
+
+def test_bytes_without_credit_end_the_channel(narrow: Hosting) -> None:
+    guest = narrow.guest()
+    held_up(narrow, guest)
+    commit = request("wl_surface.commit", 2)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        for _ in range(40):
+            guest.client(CONNECTION, commit * 8000)
+    assert b"more bytes than it has credit for" in guest.expect("waylend_channel_v1.error")[0]  # type: ignore[operator]
     guest.rest()
-    hosting.guest()
+    wait_until(lambda: narrow.in_loop(lambda: narrow.half.relay.sessions) == {}, "sessions to end")
+    narrow.guest()
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [("end", (b"",)), ("bytes", (bytes(8),)), ("attach_aperture", ()), ("attach_stream", (3,)), ("lease", (3, 1))],
+)
+def test_a_message_after_the_end_ends_the_channel(narrow: Hosting, message: str, arguments: tuple[object, ...]) -> None:
+    """While its session hasn't come to the end, the connection is there; later, gone is gone."""
+    guest = narrow.guest()
+    held_up(narrow, guest)
+    guest.tell("waylend_connection_v1.end", CONNECTION, b"")
+    guest.tell(f"waylend_connection_v1.{message}", CONNECTION, *arguments)
+    assert b"after the end" in guest.expect("waylend_channel_v1.error")[0]  # type: ignore[operator]
+    guest.rest()
+
+
+def test_a_version_that_is_newer_is_answered_with_ours(hosting: Hosting) -> None:
+    guest = hosting.guest(greets=False)
+    guest.tell("waylend_channel_v1.hello", CHANNEL_ID, 7, 0xFFFFFFFF, 1234, b"")
+    nonce, version, features, page_count = guest.expect("waylend_channel_v1.hello")
+    assert (nonce, version, features, page_count) == (1234, 1, 0, (1 << 24) // PAGE_SIZE)
+
+
+def test_a_version_that_is_none_is_answered_with_ours_and_hung_up_on(hosting: Hosting) -> None:
+    guest = hosting.guest(greets=False)
+    guest.tell("waylend_channel_v1.hello", CHANNEL_ID, 0, 0, 5, b"")
+    assert b"speaks no version" in guest.expect("waylend_channel_v1.error")[0]  # type: ignore[operator]
+    guest.rest()

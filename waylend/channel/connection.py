@@ -32,6 +32,8 @@ _RESERVE_BYTES = 1 << 18
 _MAX_ATTACHMENTS = 28
 #: Pipes of one link that may be open at a time: each is a descriptor, which a guest must not use up.
 MAX_STREAMS = 1024
+#: A session sends no more while that much of it waits for the link. It is far below what would end the link.
+_MAX_WAITING_BYTES = 1 << 16
 #: More than any limit that a session compares with.
 _FULL = 1 << 62
 #: While it is one of these, what the session has to say goes to the other half ...
@@ -73,6 +75,7 @@ class ChannelConnection(ChannelObject):
         self._on_way_bytes = 0
         self._life = Life.OPEN
         self._failure = PeerError("")
+        self.outbox.on_empty = self._look_for_room
         link.add(self)
 
     # The session's side: what an endpoint has
@@ -133,17 +136,31 @@ class ChannelConnection(ChannelObject):
         """Owns ``fds`` from now on. One that can't go to the other half ends the session: its next receive says why."""
         if fds:
             self._attach_all(fds)
-        if self._life not in _SPEAKS:
-            return
         length = len(octets)
+        if not length or self._life not in _SPEAKS:
+            return  # hooks may have dropped all of it: nothing is no end
         self._on_way_bytes += length
         while length > MAX_CONTENT_BYTES:
             self.link.send_array(self.outbox, self.object_id, octets[:MAX_CONTENT_BYTES])
             octets = octets[MAX_CONTENT_BYTES:]
             length -= MAX_CONTENT_BYTES
         self.link.send_array(self.outbox, self.object_id, octets)
-        if self._on_way_bytes > CONNECTION_WINDOW_BYTES - _RESERVE_BYTES:
+        if not self._has_room:
             self.queued_bytes = _FULL
+
+    @property
+    def _has_room(self) -> bool:
+        """There is credit to spare, and the link takes what is sent: what waits for it is memory of ours."""
+        waiting_bytes = self.outbox.waiting_bytes
+        return self._on_way_bytes <= CONNECTION_WINDOW_BYTES - _RESERVE_BYTES and (
+            not waiting_bytes or (waiting_bytes <= _MAX_WAITING_BYTES and not self.channel.crowded)
+        )
+
+    def _look_for_room(self) -> None:
+        if self.queued_bytes and self._has_room:
+            self.queued_bytes = 0
+            if self._handler is not None:
+                self._handler(EPOLLOUT)
 
     def _attach_all(self, fds: list[int]) -> None:
         left = deque(fds)
@@ -192,16 +209,20 @@ class ChannelConnection(ChannelObject):
             return
         self._life = after(self._life, Step.CLOSE)
         self._handler = self._feed = None
-        for _, fds in self._inbox:
-            _close_all(fds)
-        _close_all(self._arrived_fds)
-        self._inbox.clear()
-        self._arrived_fds.clear()
+        self._drop_inbox()
         if not self.channel.closed:
             self.tell("end", self.end_reason.encode(errors="replace")[:1024].replace(b"\0", b"?"))
             if self._life is Life.OVER:
                 self.channel.remove(self.object_id)
         self.attachments.connection_over()
+
+    def _drop_inbox(self) -> None:
+        for _, fds in self._inbox:
+            _close_all(fds)
+        _close_all(self._arrived_fds)
+        self._inbox.clear()
+        self._arrived_fds.clear()
+        self._inbox_bytes = 0
 
     # The other half's side
 
@@ -226,8 +247,8 @@ class ChannelConnection(ChannelObject):
         (size,) = _UINT.unpack_from(body) if length >= 8 else (0,)
         if size != length - 4 or size & 3:  # whole words always, so there is no padding
             raise ChannelError(f"{self}.bytes: {size} bytes in a message of {length}")
-        if self._life is not Life.OPEN:
-            return
+        if self._life is not Life.OPEN or not size:
+            return  # nothing is no end, and attachments wait for bytes
         if self._inbox_bytes + self._taken_bytes + size > CONNECTION_WINDOW_BYTES:
             raise ChannelError(f"{self}: more bytes than it has credit for")
         fds, self._arrived_fds = self._arrived_fds, []
@@ -241,10 +262,7 @@ class ChannelConnection(ChannelObject):
         self._on_way_bytes -= byte_count
         if self._on_way_bytes < 0:
             raise ChannelError(f"{self}: more credit than can be due")
-        if self.queued_bytes and self._on_way_bytes <= CONNECTION_WINDOW_BYTES - _RESERVE_BYTES:
-            self.queued_bytes = 0
-            if self._handler is not None:
-                self._handler(EPOLLOUT)
+        self._look_for_room()
 
     def on_attach_stream(self, object_id: int) -> None:
         self.channel.check_new_id(object_id)
@@ -314,11 +332,14 @@ class ChannelConnection(ChannelObject):
             self._deliver()
 
     def link_closed(self) -> None:
-        """The channel is over: the session finds an end of file, behind what has arrived."""
+        """The channel is over: the session finds an end of file, behind what has arrived and can be passed on now."""
         if self._life not in _HEARS_NOTHING:
             self._life = after(self._life, Step.END)
         self._mask |= EPOLLIN
         self._deliver()
+        if self._handler is not None:
+            self._drop_inbox()
+            self._handler(EPOLLIN)
 
 
 def _reset(link: Sender, object_id: int) -> bytes:

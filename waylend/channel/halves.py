@@ -6,6 +6,8 @@ import hmac
 import logging
 import secrets
 import struct
+import time
+from collections import deque
 from collections.abc import Callable
 
 from waylend.channel.attachments import Attachments
@@ -22,6 +24,9 @@ PADDING = bytes(65536)
 #: The first three words of the hello event: object 1, its size in bytes and opcode 0, the nonce.
 _HELLO_BEGINS = struct.Struct("=III")
 _HELLO_BYTES = 24
+#: One guest half after the other may begin on a port, but not faster than programs start.
+_MOST_BEGINNINGS = 8
+_BEGINNINGS_WITHIN_S = 10.0
 
 
 class _End(ChannelObject):
@@ -79,14 +84,18 @@ class HostEnd(_End):
         on_connection: Callable[[ChannelConnection], None],
         on_over: Callable[[str], None],
         token: str = "",
-        silence_s: float = 30.0,
+        silence_s: float = 0.0,
+        max_objects: int = 1 << 16,
     ) -> None:
         self._attachments_of = attachments_of
         self._page_count = page_count
         self._on_connection = on_connection
         self._on_over = on_over
         self._token = token.encode()
-        super().__init__(Link(loop, fd, is_host=True, on_end=self._over, silence_s=silence_s))
+        self._nonce = 0
+        self._beginnings: deque[float] = deque(maxlen=_MOST_BEGINNINGS)
+        link = Link(loop, fd, is_host=True, on_end=self._over, silence_s=silence_s, max_objects=max_objects)
+        super().__init__(link)
 
     def handle(self, opcode: int, body: memoryview) -> None:
         if not self.channel.greeted and opcode:
@@ -97,13 +106,27 @@ class HostEnd(_End):
         if not hmac.compare_digest(token, self._token):
             raise ChannelError("the guest half gave a wrong token")
         if self.channel.greeted:
-            logger.warning("the guest half began anew")
-            self.end_all()
-            self.channel.forget_all()
+            self._begin_anew(nonce)
+        self._nonce = nonce
         self.tell("hello", nonce, min(version, VERSION), 0, self._page_count)
         if not version:
             raise ChannelError(f"the guest half speaks no version of the channel; this half speaks {VERSION}")
         self.channel.greeted = True
+
+    def _begin_anew(self, nonce: int) -> None:
+        """A guest half took over a port on which its predecessor died: it has to begin with padding, and chose another nonce.
+
+        Raises ChannelError: nobody else says hello twice.
+        """
+        if not self.channel.padded or nonce == self._nonce:
+            raise ChannelError("a second hello, which is none of another guest half")
+        now = time.monotonic()
+        if len(self._beginnings) == _MOST_BEGINNINGS and now - self._beginnings[0] < _BEGINNINGS_WITHIN_S:
+            raise ChannelError(f"{_MOST_BEGINNINGS} guest halves began within {_BEGINNINGS_WITHIN_S:g} s")
+        self._beginnings.append(now)
+        logger.warning("the guest half began anew")
+        self.end_all()
+        self.channel.forget_all()
 
     def on_connect(self, object_id: int) -> None:
         self.channel.check_new_id(object_id)
@@ -133,7 +156,7 @@ class GuestEnd(_End):
         token: str = "",
         is_port: bool = False,
         deadline_s: float = 5.0,
-        silence_s: float = 30.0,
+        silence_s: float = 0.0,
     ) -> None:
         self._attachments_of = attachments_of
         self._on_ready = on_ready

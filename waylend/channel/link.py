@@ -29,6 +29,15 @@ _RECEIVE_BYTES = 1 << 18
 _HEADER_BYTES = 8
 _MAX_GREETING_BYTES = 2048
 _LAST_ID = 0xFFFFFFFF
+#: What may wait to be sent, in one outbox and in all. What has credit stops long before that (``crowded``): only answers that
+#: nobody reads get there.
+_MAX_OUTBOX_BYTES = 1 << 19
+_MAX_WAITING_BYTES = 56 << 20
+_CROWDED_BYTES = 16 << 20
+#: How many objects there may be where nobody says otherwise: a guest half trusts its host half with that.
+_MANY_OBJECTS = 1 << 16
+#: Silence of that length is worth a line in the log.
+_LONG_S = 15.0
 #: Why a link is over that its other end has closed in good order.
 GONE = "the other half has gone"
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
@@ -52,6 +61,9 @@ class Link:
 
     Invariants: an object is in ``objects`` until both halves know that it is gone, or its id says that it was there; a
     message is sent whole before the next begins; an outbox with messages waiting takes turns.
+
+    ``silence_s``: after so long without a word the other half counts as gone; 0: never. A stream's own end says that a peer
+    died; one that is paused is as silent, and goes on.
     """
 
     def __init__(
@@ -62,6 +74,7 @@ class Link:
         is_host: bool,
         on_end: Callable[[str], None],
         silence_s: float = 0.0,
+        max_objects: int = _MANY_OBJECTS,
     ) -> None:
         os.set_blocking(fd, False)
         self.loop = loop
@@ -71,6 +84,10 @@ class Link:
         self.mute = False
         #: hello has been; before it nothing else may come (but error), so that a stranger is known by the first words.
         self.greeted = False
+        #: Padding came directly before the message that is being handled.
+        self.padded = False
+        #: How long nothing has been heard, in whole beats.
+        self.silent_s = 0.0
         #: Everything before these bytes is dropped.
         self.sync_to = b""
         self.objects: dict[int, ChannelObject] = {}
@@ -79,6 +96,9 @@ class Link:
         self._fd = fd
         self._on_end = on_end
         self._silence_s = silence_s
+        self._max_objects = max_objects
+        self._waiting_bytes = 0
+        self._overfull = False
         self._memory = bytearray(_RECEIVE_BYTES)
         self._octets = memoryview(self._memory)
         self._whole = (self._octets,)
@@ -93,8 +113,8 @@ class Link:
         self._last_id = HOST_IDS_START - 1 if is_host else CHANNEL_ID
         self._last_theirs = CHANNEL_ID  # of the guest half's ids, which only rise
         self._heard = False
-        self._silent_s = 0.0
         self._pings = 0
+        self._pinged = False
         loop.add(fd, EPOLLIN, self._on_events)
 
     # Objects
@@ -122,6 +142,9 @@ class Link:
             raise ChannelError(f"new id {object_id} is taken or not the host half's")
 
     def add(self, spoken: ChannelObject) -> None:
+        """Raises ChannelError when there are too many."""
+        if len(self.objects) >= self._max_objects:
+            raise ChannelError(f"{self._max_objects} objects are on the channel already: too many never end")
         self.objects[spoken.object_id] = spoken
 
     def remove(self, object_id: int) -> None:
@@ -134,8 +157,8 @@ class Link:
         What has been sent in part is sent to its end, and skipped by the new one with all that came before its hello.
         """
         for outbox in self._turns:
-            outbox.waiting.clear()
-            outbox.taking_turns = False
+            outbox.drop()
+        self._waiting_bytes = 0
         self._turns.clear()
         self.objects = {CHANNEL_ID: self.objects[CHANNEL_ID]}
         self._last_theirs = CHANNEL_ID
@@ -201,6 +224,7 @@ class Link:
             object_id, word = _HEAD.unpack_from(octets, at)
             if not object_id:
                 at += 4
+                self.padded = True
                 continue
             size_bytes = word >> 16
             if size_bytes < _HEADER_BYTES or size_bytes % 4:
@@ -217,6 +241,7 @@ class Link:
                 objects = self.objects
             elif not self._was_there(object_id):
                 raise ChannelError(f"a message to object {object_id}, which nobody made")
+            self.padded = False
             at += size_bytes
         return have - at
 
@@ -268,11 +293,21 @@ class Link:
     def _look_clear(self) -> None:
         self.clear = not (self._unsent or self._turns or self.mute or self.closed)
 
+    @property
+    def crowded(self) -> bool:
+        """So much waits already that whoever has anything waiting should bring no more."""
+        return self._waiting_bytes > _CROWDED_BYTES
+
     def _enqueue(self, source: Outbox, octets: bytes) -> None:
-        source.waiting.append(octets)
+        self._waiting_bytes += source.put(octets)
         if not source.taking_turns:
             source.taking_turns = True
             self._turns.append(source)
+        full = source.waiting_bytes > _MAX_OUTBOX_BYTES or self._waiting_bytes > _MAX_WAITING_BYTES
+        if full and not self._overfull:
+            # Not from here: whoever sends may be in the middle of something.
+            self._overfull = True
+            self.loop.call_later(0.0, lambda: self.fail("the other half doesn't read what it asked for"))
 
     def _keep(self, rest: memoryview) -> None:
         self._unsent = rest
@@ -295,28 +330,38 @@ class Link:
                 self.loop.modify(self._fd, EPOLLIN)
                 return
             source = self._turns.popleft()
-            self._unsent = memoryview(source.waiting.popleft())
+            message, cost = source.take()
+            self._waiting_bytes -= cost
+            self._unsent = memoryview(message)
             if source.waiting:
                 self._turns.append(source)
             else:
                 source.taking_turns = False
+                if source.on_empty is not None:
+                    source.on_empty()
 
     # The pulse and the end
 
     def beat(self, ping: Callable[[int], None], elapsed_s: float) -> None:
-        """Called every ``elapsed_s``: ``ping(serial)`` when nothing was heard since; after ``silence_s`` the link is over."""
-        if self.closed or not self._silence_s or not self.greeted:
+        """Called every ``elapsed_s``: ``ping(serial)`` once when nothing was heard since, so that silence means something."""
+        if self.closed or not self.greeted:
             return
-        if not self._heard:
-            self._silent_s += elapsed_s
-            if self._silent_s > self._silence_s:
-                self.fail(f"nothing was heard for {self._silence_s:g} s")
-                return
+        if self._heard:
+            if self.silent_s > _LONG_S:
+                logger.warning("the other half is heard again, after %.0f s of silence", self.silent_s)
+            self.silent_s = 0.0
+            self._heard = self._pinged = False
+            return
+        silent_s, self.silent_s = self.silent_s, self.silent_s + elapsed_s
+        if self._silence_s and self.silent_s > self._silence_s:
+            self.fail(f"nothing was heard for {self._silence_s:g} s")
+            return
+        if silent_s <= _LONG_S < self.silent_s:
+            logger.warning("nothing was heard of the other half for %.0f s; it may be paused", self.silent_s)
+        if not self._pinged:
+            self._pinged = True
             self._pings = (self._pings + 1) & 0xFFFFFFFF
             ping(self._pings)
-        else:
-            self._silent_s = 0.0
-        self._heard = False
 
     def fail(self, why: str, *, tell: bool = False) -> None:
         """The link is over. With ``tell`` a host half says why first, if the stream takes it at once."""

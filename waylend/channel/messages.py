@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
+from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 from waylend.errors import ChannelError, Malformed
@@ -32,13 +33,42 @@ class Sender(Protocol):
     def remove(self, object_id: int) -> None: ...
 
 
-class Outbox:
-    """What one source of messages has yet to send; the link takes from all that have some in turn, a message each."""
+#: What a waiting message costs besides its bytes.
+_MESSAGE_COST_BYTES = 64
 
-    __slots__ = ("taking_turns", "waiting")
+
+class Outbox:
+    """What one source of messages has yet to send; the link takes from all that have some in turn, a message each.
+
+    ``waiting_bytes`` is about the memory that they take. ``on_empty`` is called when the last is on its way.
+    """
+
+    __slots__ = ("on_empty", "taking_turns", "waiting", "waiting_bytes")
 
     def __init__(self) -> None:
         self.waiting: deque[bytes] = deque()
+        self.waiting_bytes = 0
+        self.taking_turns = False
+        self.on_empty: Callable[[], None] | None = None
+
+    def put(self, message: bytes) -> int:
+        """Returns what it costs."""
+        self.waiting.append(message)
+        cost = len(message) + _MESSAGE_COST_BYTES
+        self.waiting_bytes += cost
+        return cost
+
+    def take(self) -> tuple[bytes, int]:
+        """A message and what it has cost."""
+        message = self.waiting.popleft()
+        cost = len(message) + _MESSAGE_COST_BYTES
+        self.waiting_bytes -= cost
+        return message, cost
+
+    def drop(self) -> None:
+        """Nothing waits any more."""
+        self.waiting.clear()
+        self.waiting_bytes = 0
         self.taking_turns = False
 
 

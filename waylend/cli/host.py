@@ -44,10 +44,9 @@ from waylend.vm import qemu
 @click.option(
     "--silence",
     type=click.FloatRange(0),
-    default=30.0,
-    show_default=True,
+    default=0.0,
     metavar="SECONDS",
-    help="The guest is lost when nothing is heard of it for so long; 0: never.",
+    help="The guest is lost when nothing is heard of it for so long. [default: never; it may be paused]",
 )
 @control_option
 @click.option(

@@ -22,6 +22,8 @@ _COLUMNS = {
     "faults": "faults_served",
     "revoked": "revocations",
 }
+#: From when on it is worth a line that nothing is heard of a guest.
+LONG_SILENCE_S = 10.0
 _LEFT = ("name", "access", "on loss")
 _SUMMED = ("pages", "present", "faults")
 
@@ -44,6 +46,9 @@ def shown(
                 style="not bold",
             )
             yield heading
+            silent_s = proxy.get("guest_silent_s") or 0.0
+            if silent_s >= LONG_SILENCE_S:
+                yield Text(f"  nothing was heard of the guest for {silent_s:.0f} s: it may be paused")
             if not leases:
                 yield Text("  nothing is lent")
                 continue

@@ -62,7 +62,7 @@ class GuestHalf:
         policy: Policy,
         token: str = "",
         trace: Trace | None = None,
-        silence_s: float = 30.0,
+        silence_s: float = 0.0,
     ) -> None:
         self._loop = loop
         self._address = address

@@ -35,7 +35,7 @@ async def serve_in_guest(
     token: str = "",
     policy: Policy | None = None,
     socket_mode: int | None = None,
-    silence_s: float = 30.0,
+    silence_s: float = 0.0,
     trace: Trace | None = None,
 ) -> AsyncIterator[RunningGuestHalf]:
     """Runs the guest half until the context is left; then every client gets its end.

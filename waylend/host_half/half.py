@@ -12,7 +12,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from waylend.channel.connection import ChannelConnection
+from waylend.channel.connection import MAX_STREAMS, ChannelConnection
 from waylend.channel.halves import HostEnd
 from waylend.channel.link import GONE
 from waylend.channel.transport import check_identity
@@ -24,7 +24,7 @@ from waylend.host_half.closing import CompositorEnd
 from waylend.host_half.files import FilesAcross, OnlyPipes
 from waylend.host_half.pools import AperturePools
 from waylend.lending.p2m import LendingEvent, LendingEventKind
-from waylend.policy import NOT_ACROSS_MACHINES, Policy
+from waylend.policy import NOT_ACROSS_MACHINES, Limits, Policy
 from waylend.relay.events import RelayEvent
 from waylend.relay.interpose import Interposer, MakesInterposer
 from waylend.relay.interpose.registry import GlobalFilter, Registry
@@ -35,6 +35,11 @@ from waylend.relay.session import Session, Trace
 from waylend.wire.spec import InterfaceSpec
 
 logger = logging.getLogger(__name__)
+
+
+def _most_objects(limits: Limits) -> int:
+    """On the channel. Connections that were closed here are there until the guest half has heard of it and ends them, too."""
+    return 4 * limits.clients + limits.leases + MAX_STREAMS
 
 
 class HostHalf:
@@ -52,7 +57,7 @@ class HostHalf:
         observer: Callable[[RelayEvent], None] | None = None,
         trace: Trace | None = None,
         token: str = "",
-        silence_s: float = 30.0,
+        silence_s: float = 0.0,
     ) -> None:
         self._loop = loop
         self._policy = policy.with_changes(deny=NOT_ACROSS_MACHINES)
@@ -135,6 +140,7 @@ class HostHalf:
             on_over=self._on_over,
             token=self._token,
             silence_s=self._silence_s,
+            max_objects=_most_objects(self._policy.limits),
         )
 
     def _new_client(self, connection: ChannelConnection) -> GuestClient:
@@ -147,6 +153,12 @@ class HostHalf:
         logger.log(logging.INFO if why == GONE else logging.WARNING, "the channel to the guest half is over: %s", why)
         self._end = None
         self._aperture.keep(False)
+
+    @property
+    def guest_silent_s(self) -> float | None:
+        """How long nothing has been heard of the guest half; None while there is none. From any thread."""
+        end = self._end
+        return end.channel.silent_s if end is not None and end.channel.greeted else None
 
     def beat(self, elapsed_s: float) -> None:
         """To be called every ``elapsed_s`` in the loop's thread."""

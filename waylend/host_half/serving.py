@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -59,7 +60,7 @@ async def serve_guest(
     cids: Sequence[int] = (),
     once: bool = False,
     control: str | bool = True,
-    silence_s: float = 30.0,
+    silence_s: float = 0.0,
     on_event: Callable[[RelayEvent], None] | None = None,
     trace: Trace | None = None,
     interposers: Sequence[MakesInterposer] = (),
@@ -99,7 +100,10 @@ async def serve_guest(
         stack.callback(tasks.cancel_scope.cancel)
         if where.path:
             await tasks.start(keep_in_touch, where, running_host.ended, tables, name, policy, once)
-        running_host.control_path = await answering(stack, control, domain, listen=(address,), compositor=where.path)
+        now = functools.partial(_of_the_guest, half)
+        running_host.control_path = await answering(
+            stack, control, domain, listen=(address,), compositor=where.path, now=now
+        )
         allowed = frozenset({0, os.geteuid(), *uids})
         loop.call(lambda: half.listen(listening, allowed, frozenset(cids)))
         yield running_host
@@ -116,6 +120,11 @@ def _new_domain(stack: AsyncExitStack, name: str, policy: Policy, bar_link: str 
     if bar_link is not None:
         _link(stack, bar_link, domain.bar_path)
     return domain
+
+
+def _of_the_guest(half: HostHalf) -> dict[str, object]:
+    """What ``waylend leases`` is told besides."""
+    return {"guest_silent_s": half.guest_silent_s}
 
 
 def _listen(stack: AsyncExitStack, address: Address) -> socket.socket:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -18,9 +18,18 @@ logger = logging.getLogger(__name__)
 
 
 async def answering(
-    stack: AsyncExitStack, control: str | bool, domain: Domain, *, listen: Sequence[object], compositor: Path | None
+    stack: AsyncExitStack,
+    control: str | bool,
+    domain: Domain,
+    *,
+    listen: Sequence[object],
+    compositor: Path | None,
+    now: Callable[[], Mapping[str, object]] = dict,
 ) -> Path | None:
-    """Answers ``waylend leases`` and its kin at ``control``, or at a path of our own, until ``stack`` is left. Returns where."""
+    """Answers ``waylend leases`` and its kin at ``control``, or at a path of our own, until ``stack`` is left. Returns where.
+
+    ``now()`` is what there is to say besides, and changes.
+    """
     path = Path(control) if isinstance(control, str) else new_control_path() if control else None
     if path is not None:
         about = {
@@ -28,7 +37,7 @@ async def answering(
             "listen": [f"{where}" for where in listen],
             "compositor": f"{compositor or 'a socket'}",
         }
-        await stack.enter_async_context(ControlServer({domain.name: domain}, about).listening(path))
+        await stack.enter_async_context(ControlServer({domain.name: domain}, about, now).listening(path))
     return path
 
 

@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,17 @@ Answer = dict[str, Any]
 
 
 class ControlServer:
-    """Answers for the domains of one proxy. ``about`` is what it says of itself (its sockets, its pid)."""
+    """Answers for the domains of one proxy. ``about`` is what it says of itself (its sockets, its pid), ``now`` what changes."""
 
-    def __init__(self, domains: Mapping[str, Domain], about: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        domains: Mapping[str, Domain],
+        about: Mapping[str, object],
+        now: Callable[[], Mapping[str, object]] = dict,
+    ) -> None:
         self._domains = domains
         self._about = about
+        self._now = now
         self._commands = {"leases": self._leases, "revoke": self._revoke}
         self._askers = anyio.Semaphore(_MAX_ASKERS)
         # Of their own: nobody who asks takes the threads that the proxy itself needs.
@@ -111,7 +117,7 @@ class ControlServer:
             command = self._commands.get(request["command"])
             if command is None:
                 raise UsageError(f"unknown command {request['command']!r}"[:200])
-            return {"ok": True, **self._about, **command(request)}
+            return {"ok": True, **self._about, **self._now(), **command(request)}
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             return {"ok": False, "error": f"not a request: {error}"[:200]}
         except (WaylendError, OSError) as error:
