@@ -6,6 +6,7 @@ A policy is a value. It is checked when it is made, so that whoever uses it need
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import fnmatch
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from waylend.errors import UsageError
+from waylend.wire.tables import load_tables
 
 #: Globals that a sandboxed application may need. Everything else is hidden unless a policy allows it: what captures the
 #: screen or other windows, makes input, reads the clipboard unasked, places itself over others, configures outputs or
@@ -138,6 +140,16 @@ class Policy:
         )
 
 
+def check_names(patterns: Iterable[str]) -> None:
+    """Raises UsageError for one that means no global which waylend could announce: a misspelt rule would be no rule."""
+    known = load_tables().globals
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(interface, pattern) for interface in known):
+            near = difflib.get_close_matches(pattern, known, n=1)
+            meant = f": did you mean {near[0]}?" if near else "; docs/policy.md has the list of all"
+            raise UsageError(f"no global is called {pattern!r}{meant}")
+
+
 def read_policy(path: Path) -> Policy:
     """Reads a policy file::
 
@@ -169,6 +181,7 @@ def read_policy(path: Path) -> Policy:
         for name, value in limits.items():
             if type(value) is not int:
                 raise UsageError(f"limit {name} = {value!r}: must be a whole number")
+        check_names((*_strings(shown, "allow"), *_strings(shown, "deny")))
         return Policy(
             allow=_strings(shown, "allow"),
             deny=_strings(shown, "deny"),

@@ -21,7 +21,8 @@ _BACKLOG = 128
 _GRACE_S = 5.0
 
 
-def _size(_context: object, _option: object, text: str) -> tuple[int, int]:
+def size_of(_context: object, _option: object, text: str) -> tuple[int, int]:
+    """A size like 1280x800, in pixels; a callback of click's. Raises click.BadParameter."""
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal()):
         raise click.BadParameter(f"{text!r} is no size like 1280x800")
@@ -41,7 +42,7 @@ def _size(_context: object, _option: object, text: str) -> tuple[int, int]:
     metavar="SOCKET",
     help="The socket for clients, relative to $XDG_RUNTIME_DIR or absolute. [default: the first free wayland-N]",
 )
-@click.option("--size", default="1280x800", metavar="WxH", show_default=True, callback=_size, help="Of the screen.")
+@click.option("--size", default="1280x800", metavar="WxH", show_default=True, callback=size_of, help="Of the screen.")
 @click.option("--scale", default=1, type=click.IntRange(1, 4), show_default=True, help="Pixels to a logical pixel.")
 @click.option(
     "--screenshot-on-exit",
@@ -59,6 +60,9 @@ def _size(_context: object, _option: object, text: str) -> tuple[int, int]:
 @click.option(
     "--control", metavar="PATH", type=click.Path(path_type=Path), help="A socket to drive the shim by (its Python API)."
 )
+@click.option(
+    "--strict", is_flag=True, help="Without a CLIENT, too: say at the end what clients did wrong, and end with 1 then."
+)
 @click.option("--verbose", "-v", is_flag=True, help="Say who comes and goes, and what clients do wrong.")
 @click.version_option(version("waylend"), prog_name="compositor-shim")
 @click.argument("client", nargs=-1, type=click.UNPROCESSED, metavar="[-- CLIENT [ARGS]...]")
@@ -70,6 +74,7 @@ def main(
     screenshot_on_exit: Path | None,
     keymap_from: str,
     control: Path | None,
+    strict: bool,
     verbose: bool,
     client: tuple[str, ...],
 ) -> None:
@@ -82,7 +87,8 @@ def main(
     logging.getLogger("PIL").setLevel(logging.WARNING)
     try:
         with _listening(name) as (path, sock):
-            sys.exit(_serve(path, sock, size, scale, screenshot_on_exit, keymap_from, control, client))
+            told = bool(client) or strict
+            sys.exit(_serve(path, sock, size, scale, screenshot_on_exit, keymap_from, control, client, strict=told))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"compositor-shim: {where}{error.strerror or error}", file=sys.stderr)
@@ -98,6 +104,8 @@ def _serve(
     keymap_from: str,
     control: Path | None,
     client: tuple[str, ...],
+    *,
+    strict: bool,
 ) -> int:
     _check_pywayland()
     # Loads libwayland: not for --help.
@@ -130,7 +138,7 @@ def _serve(
         if driven:
             driven.close()
         compositor.close()
-    for violation in server.violations if client else ():
+    for violation in server.violations if strict else ():
         print(f"compositor-shim: {violation['object']}: {violation['message']}", file=sys.stderr)
         status = status or 1
     return status

@@ -116,7 +116,8 @@ def _look(compositor: str | None) -> list[Finding]:
         try:
             importlib.import_module("compositor_shim.compositor")
         except ImportError as error:
-            raise Unavailable(f"{error}", "install waylend with what it needs: pip install waylend") from error
+            remedy = f"{sys.executable} -m pip install 'pywayland<0.5' pillow"
+            raise Unavailable(f"{error}", remedy) from error
         tell("headless compositor of our own")
     with _finding("vm", "a VM of this system can be started", "no VM of this system", found) as tell:
         tell(_vm_tools())

@@ -7,8 +7,9 @@ from typing import Any
 import anyio
 import click
 
-from waylend.channel.transport import PORT_PATH
+from waylend.channel.transport import PORT_PATH, Address
 from waylend.cli.options import (
+    TracedCommand,
     listen_options,
     open_trace,
     policy_from,
@@ -21,7 +22,7 @@ from waylend.cli.process import listening, until_asked_to_stop
 from waylend.guest_half.serving import serve_in_guest
 
 
-@click.command("guest")
+@click.command("guest", cls=TracedCommand)
 @listen_options
 @click.option(
     "--channel",
@@ -48,6 +49,9 @@ def command(
     With systemd's socket activation (LISTEN_FDS) the sockets that it passes are served, and --listen isn't needed.
     """
     policy = policy_from(**rules)
+    tracing, token = open_trace(trace), token_from(token_file)
+
+    Address.parse(channel)  # what is mistyped is said before what is missing
 
     async def main() -> None:
         with listening(listen, socket_mode) as (where, mode), until_asked_to_stop() as asked_to_stop:
@@ -55,10 +59,10 @@ def command(
                 listen=where,
                 channel=channel,
                 bar=bar,
-                token=token_from(token_file),
+                token=token,
                 policy=policy,
                 socket_mode=mode,
-                trace=open_trace(trace),
+                trace=tracing,
             ):
                 await asked_to_stop(None)
 

@@ -11,6 +11,7 @@ import click
 
 from waylend.channel.transport import Address
 from waylend.cli.options import (
+    TracedCommand,
     compositor_option,
     control_option,
     once_option,
@@ -26,10 +27,12 @@ from waylend.cli.process import the_compositor, until_asked_to_stop
 from waylend.host_half.serving import serve_guest
 from waylend.lending.pages import PAGE_SIZE, page_count_of
 from waylend.policy import Policy
-from waylend.vm import qemu
+from waylend.vm.qemu import PROGRAM, qemu_version
+from waylend.vm.qemu import libvirt_xml as xml_for_libvirt
+from waylend.vm.qemu import qemu_args as args_for_qemu
 
 
-@click.command("host")
+@click.command("host", cls=TracedCommand)
 @click.option(
     "--channel", metavar="WHERE", required=True, help="Where the guest's half connects: unix:PATH or vsock:PORT."
 )
@@ -52,6 +55,7 @@ from waylend.vm import qemu
 @click.option(
     "--qemu-args", is_flag=True, help="Print the options that give a QEMU machine this channel and memory, and end."
 )
+@click.option("--qemu", metavar="PROGRAM", default=PROGRAM, show_default=True, help="The QEMU that --qemu-args is for.")
 @click.option("--libvirt-xml", is_flag=True, help="Print the same as a piece of a libvirt domain, and end.")
 @token_option
 @policy_options
@@ -68,6 +72,7 @@ def command(
     silence: float,
     control: str | None,
     qemu_args: bool,
+    qemu: str,
     libvirt_xml: bool,
     token_file: str | None,
     trace: str | None,
@@ -75,9 +80,12 @@ def command(
 ) -> None:
     """Be the host's half for one guest: lend it memory, and show its clients, until SIGINT or SIGTERM."""
     policy = policy_from(**rules)
+    tracing, token = open_trace(trace), token_from(token_file)
     if qemu_args or libvirt_xml:
-        click.echo(_for_a_vmm(channel, bar, policy, as_xml=libvirt_xml))
+        click.echo(_for_a_vmm(channel, bar, policy, None if libvirt_xml else qemu))
         return
+
+    Address.parse(channel)  # what is mistyped is said before what is missing
 
     async def main() -> None:
         with until_asked_to_stop() as asked_to_stop:
@@ -89,13 +97,13 @@ def command(
                     policy=policy,
                     name=name,
                     bar_link=bar,
-                    token=token_from(token_file),
+                    token=token,
                     uids=uids,
                     cids=cids,
                     once=once,
                     control=control or True,
                     silence_s=silence,
-                    trace=open_trace(trace),
+                    trace=tracing,
                 ) as half,
             ):
                 await asked_to_stop(half.ended)
@@ -103,10 +111,11 @@ def command(
     anyio.run(main)
 
 
-def _for_a_vmm(channel: str, bar: str | None, policy: Policy, *, as_xml: bool) -> str:
+def _for_a_vmm(channel: str, bar: str | None, policy: Policy, qemu: str | None) -> str:
+    """For that program, or libvirt's XML."""
     address = Address.parse(channel)
     if address.kind != "unix" or bar is None:
         raise click.UsageError("a VMM needs --channel unix:PATH for its port, and --bar LINK for the memory")
     size_bytes = page_count_of(policy.limits.aperture_bytes) * PAGE_SIZE
     paths = os.path.abspath(bar), size_bytes, os.path.abspath(address.path)
-    return qemu.libvirt_xml(*paths) if as_xml else shlex.join(qemu.qemu_args(*paths, version=qemu.qemu_version()))
+    return shlex.join(args_for_qemu(*paths, version=qemu_version(qemu))) if qemu else xml_for_libvirt(*paths)

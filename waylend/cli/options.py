@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
 import click
+from click.core import ParameterSource
 
-from waylend.policy import Policy, read_policy
+from waylend.policy import Policy, check_names, read_policy
 from waylend.relay.session import Trace
 from waylend.wire.dump import format_message
 from waylend.wire.scan import Message
@@ -33,15 +36,36 @@ def shim_options(command: Command) -> Command:
         click.option(
             "--screenshot",
             type=click.Path(path_type=Path, dir_okay=False),
+            callback=_can_be_written,
             metavar="FILE",
             help="Write what the shim shows at the end to a PNG file.",
         ),
         click.option(
-            "--size", default="1280x800", metavar="WxH", show_default=True, help="The size of the shim's screen."
+            "--size",
+            default="1280x800",
+            callback=_size,
+            metavar="WxH",
+            show_default=True,
+            help="The size of the shim's screen.",
         ),
     ):
         command = option(command)
     return command
+
+
+def _size(context: click.Context, option: click.Parameter, text: str) -> str:
+    if context.get_parameter_source(option.name or "") is not ParameterSource.DEFAULT:
+        # The shim's own check, which a guest needs no more than the shim.
+        importlib.import_module("compositor_shim.cli").size_of(context, option, text)
+    return text
+
+
+def _can_be_written(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
+    """At the end it would be too late to say so."""
+    if path is not None and not os.access(path if path.exists() else path.parent, os.W_OK):
+        why = "Permission denied" if path.parent.exists() else "there is no such folder"
+        raise click.BadParameter(f"can't write {path}: {why}")
+    return path
 
 
 def listen_options(command: Command) -> Command:
@@ -89,7 +113,7 @@ def policy_options(command: Command) -> Command:
         click.option("--allow", multiple=True, metavar="INTERFACE", help="Show this global to the guest, too."),
         click.option(
             "--policy",
-            type=click.Path(path_type=Path, dir_okay=False),
+            type=click.Path(path_type=Path),
             metavar="FILE",
             help="Read rules from a TOML file.",
         ),
@@ -117,6 +141,7 @@ def policy_from(
 ) -> Policy:
     """The file's policy, or the built-in one, with what the command line adds. Raises UsageError."""
     base = read_policy(policy) if policy else Policy()
+    check_names((*allow, *deny))
     return base.with_changes(
         allow=allow,
         deny=deny,
@@ -148,7 +173,23 @@ def token_from(token_file: str | None) -> str:
     return token
 
 
+class TracedCommand(click.Command):
+    """A command with ``trace_option``, whose value is what stands behind ``=``: the next word may be APP."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        options = [option for option in self.get_params(ctx) if isinstance(option, click.Option)]
+        with_value = {name for option in options if not (option.is_flag or option.count) for name in option.opts}
+        words: list[str] = []
+        while args and args[0].startswith("-") and args[0] != "--":
+            word, *args = args
+            words.append("--trace=-" if word == "--trace" else word)
+            if word in with_value and word != "--trace" and args:
+                words.append(args.pop(0))
+        return super().parse_args(ctx, [*words, *args])
+
+
 def trace_option(command: Command) -> Command:
+    """``--trace``, of a ``TracedCommand``; ``open_trace`` takes it."""
     return click.option(
         "--trace",
         is_flag=False,

@@ -17,12 +17,13 @@ import anyio
 import anyio.abc
 import click
 
-from waylend.errors import UsageError
+from waylend.errors import CompositorError, UsageError
 from waylend.relay.sockets import activated_sockets, notify_supervisor, runtime_dir
 
 # How long an app may take to end when it is asked to, before it is killed.
 _GRACE_S = 5.0
 _SHIM_START_S = 10.0
+_REMEDY = "say --compositor SOCKET, or --compositor shim for a headless one of our own"
 
 
 def freeze_memory() -> None:
@@ -55,21 +56,40 @@ def private_place() -> str | None:
         return None
 
 
+class ShimFailed(click.exceptions.Exit):
+    """The shim couldn't do what it was asked for, or a client broke a protocol. It has said so itself."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+
+def check_shim_options(compositor: str | None, screenshot: Path | None) -> None:
+    """Before anything is started. Raises click.UsageError; UsageError where no compositor was named in any way."""
+    if screenshot and compositor != "shim":
+        raise click.UsageError("--screenshot needs --compositor shim")
+    if compositor is None and not {"WAYLAND_DISPLAY", "WAYLAND_SOCKET", "XDG_RUNTIME_DIR"} & os.environ.keys():
+        raise UsageError(f"this is no Wayland session (WAYLAND_DISPLAY is not set); {_REMEDY}")
+
+
 @asynccontextmanager
 async def the_compositor(
-    compositor: str | None, size: str = "1280x800", screenshot: Path | None = None
+    compositor: str | None, size: str = "1280x800", screenshot: Path | None = None, *, strict: bool = False
 ) -> AsyncIterator[str | socket.socket | None]:
-    """The compositor to use; a shim of our own runs until the context is left. Raises UsageError."""
+    """The compositor to use; a shim of our own runs until the context is left.
+
+    ``strict``: what clients do wrong in the shim's eyes is said, and a failure. Raises UsageError, ShimFailed.
+    """
     if compositor != "shim":
-        if screenshot:
-            raise click.UsageError("--screenshot needs --compositor shim")
-        yield compositor_or_passed_socket(compositor)
+        try:
+            yield compositor_or_passed_socket(compositor)
+        except CompositorError as error:
+            raise CompositorError(f"{error}; {_REMEDY}") from error
         return
     with tempfile.TemporaryDirectory(prefix="waylend-", dir=private_place()) as folder:
         path = Path(folder) / "shim-0"
         argv = [sys.executable, "-m", "compositor_shim", "--socket", f"{path}", "--size", size]
-        if screenshot:
-            argv += ["--screenshot-on-exit", f"{screenshot}"]
+        argv += ["--strict"] if strict else []
+        argv += ["--screenshot-on-exit", f"{screenshot}"] if screenshot else []
         # In a session of its own: Ctrl-C at the terminal is ours to handle, and the shim's screenshot comes last.
         async with await anyio.open_process(
             argv, stdin=subprocess.DEVNULL, stdout=None, stderr=None, start_new_session=True
@@ -86,6 +106,8 @@ async def the_compositor(
             finally:
                 with anyio.CancelScope(shield=True):
                     await end_process(shim)
+        if shim.returncode:
+            raise ShimFailed
 
 
 @contextmanager

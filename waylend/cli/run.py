@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -14,6 +16,7 @@ import anyio
 import click
 
 from waylend.cli.options import (
+    TracedCommand,
     compositor_option,
     open_trace,
     policy_from,
@@ -22,11 +25,21 @@ from waylend.cli.options import (
     shim_options,
     trace_option,
 )
-from waylend.cli.process import end_process, freeze_memory, private_place, the_compositor
+from waylend.cli.process import (
+    ShimFailed,
+    check_shim_options,
+    end_process,
+    freeze_memory,
+    private_place,
+    the_compositor,
+)
 from waylend.local.proxy import serve
+from waylend.relay.events import RelayEvent, SessionEnded
 
 
-@click.command("run", context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@click.command(
+    "run", cls=TracedCommand, context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False}
+)
 @compositor_option
 @shim_options
 @policy_options
@@ -46,24 +59,45 @@ def command(
 ) -> None:
     """Run APP through a private proxy. The exit status is APP's (128 + N when signal N ended it).
 
-    APP sees WAYLAND_DISPLAY, and no DISPLAY: X11 would lead past the proxy.
+    APP sees WAYLAND_DISPLAY, and no DISPLAY: X11 would lead past the proxy. With --compositor shim the exit status is 1
+    where APP ended well but broke a protocol, or the screenshot could not be written.
     """
     policy = policy_from(**rules)
+    tracing = open_trace(trace)
+    check_shim_options(compositor, screenshot)
+    if shutil.which(app) is None:
+        number = errno.EACCES if "/" in app and os.path.exists(app) else errno.ENOENT
+        sys.exit(_not_run(app, OSError(number, os.strerror(number))))
+    strict = compositor == "shim"
+    violations: list[str] = []
+
+    def note(event: RelayEvent) -> None:
+        if isinstance(event, SessionEnded) and event.broke_protocol:
+            violations.append(event.reason)
 
     async def main() -> int:
+        status = 0
         with (
             anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals,
             tempfile.TemporaryDirectory(prefix="waylend-", dir=private_place()) as folder,
         ):
             listen = f"{folder}/wayland-0"
-            async with (
-                the_compositor(compositor, size, screenshot) as to,
-                serve(listen=listen, compositor=to, policy=policy, once=True, trace=open_trace(trace)),
-            ):
-                freeze_memory()
-                return await _run([app, *args], {"WAYLAND_DISPLAY": listen}, signals)
+            try:
+                async with (
+                    the_compositor(compositor, size, screenshot, strict=strict) as to,
+                    serve(listen=listen, compositor=to, policy=policy, once=True, trace=tracing, on_event=note),
+                ):
+                    freeze_memory()
+                    status = await _run([app, *args], {"WAYLAND_DISPLAY": listen}, signals)
+            except ShimFailed:
+                status = status or 1
+        return status
 
-    sys.exit(anyio.run(main))
+    status = anyio.run(main)
+    for violation in violations if strict else ():
+        print(f"waylend: {violation}", file=sys.stderr)
+        status = status or 1
+    sys.exit(status)
 
 
 async def _run(argv: list[str], environ: Mapping[str, str], signals: Any) -> int:
@@ -74,8 +108,7 @@ async def _run(argv: list[str], environ: Mapping[str, str], signals: Any) -> int
     try:
         app = await anyio.open_process(argv, env=env, stdin=None, stdout=None, stderr=None)
     except OSError as error:
-        print(f"waylend: can't run {argv[0]}: {error.strerror}", file=sys.stderr)
-        return 127 if isinstance(error, FileNotFoundError) else 126
+        return _not_run(argv[0], error)
     async with app, anyio.create_task_group() as tasks:
 
         async def pass_on() -> None:
@@ -86,3 +119,9 @@ async def _run(argv: list[str], environ: Mapping[str, str], signals: Any) -> int
         status = await app.wait()
         tasks.cancel_scope.cancel()
     return status if status >= 0 else 128 - status
+
+
+def _not_run(app: str, error: OSError) -> int:
+    """Says so; the exit status that a shell has for it."""
+    print(f"waylend: can't run {app}: {error.strerror}", file=sys.stderr)
+    return 127 if isinstance(error, FileNotFoundError) else 126

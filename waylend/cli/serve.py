@@ -8,6 +8,7 @@ import anyio
 import click
 
 from waylend.cli.options import (
+    TracedCommand,
     compositor_option,
     control_option,
     listen_options,
@@ -22,7 +23,7 @@ from waylend.cli.process import listening, the_compositor, until_asked_to_stop
 from waylend.local.proxy import serve
 
 
-@click.command("serve")
+@click.command("serve", cls=TracedCommand)
 @listen_options
 @compositor_option
 @once_option
@@ -44,6 +45,7 @@ def command(
     With systemd's socket activation (LISTEN_FDS) the sockets that it passes are served, and --listen isn't needed.
     """
     policy = policy_from(**rules)
+    tracing = open_trace(trace)
 
     async def main() -> None:
         with listening(listen, socket_mode) as (where, mode), until_asked_to_stop() as asked_to_stop:
@@ -56,7 +58,7 @@ def command(
                     once=once,
                     socket_mode=mode,
                     control=control or True,
-                    trace=open_trace(trace),
+                    trace=tracing,
                 ) as proxy,
             ):
                 await asked_to_stop(proxy.ended)

@@ -12,6 +12,7 @@ import anyio
 import click
 
 from waylend.cli.options import (
+    TracedCommand,
     compositor_option,
     open_trace,
     policy_from,
@@ -20,11 +21,13 @@ from waylend.cli.options import (
     shim_options,
     trace_option,
 )
-from waylend.cli.process import private_place, the_compositor
+from waylend.cli.process import ShimFailed, check_shim_options, private_place, the_compositor
 from waylend.vm.machine import Machine, run_in_vm
 
 
-@click.command("vm", context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@click.command(
+    "vm", cls=TracedCommand, context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False}
+)
 @click.option("--kernel", metavar="IMAGE", help="The kernel to boot. [default: the running one, else the newest]")
 @click.option("--memory", metavar="SIZE", default="1G", show_default=True, help="The VM's memory, like 512M or 2G.")
 @click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True, help="How many CPUs the VM has.")
@@ -70,6 +73,8 @@ def command(
     no network. Ctrl-C ends the VM.
     """
     policy = policy_from(**rules)
+    tracing = open_trace(trace)
+    check_shim_options(compositor, screenshot)
     verbose = click.get_current_context().find_root().params.get("verbose", 0)
     machine = Machine(kernel, memory, cpus, network, rw_home, accel, verbose)
 
@@ -78,20 +83,25 @@ def command(
             print(f"waylend: {what}", file=sys.stderr, flush=True)
 
     async def main() -> int:
+        status = 0
         with (
             anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals,
             tempfile.TemporaryDirectory(prefix="waylend-", dir=private_place()) as folder,
         ):
-            async with the_compositor(compositor, size, screenshot) as to:
-                return await run_in_vm(
-                    [app, *args],
-                    machine,
-                    folder=Path(folder),
-                    compositor=to,
-                    policy=policy,
-                    signals=signals,
-                    say=say,
-                    trace=open_trace(trace),
-                )
+            try:
+                async with the_compositor(compositor, size, screenshot, strict=compositor == "shim") as to:
+                    status = await run_in_vm(
+                        [app, *args],
+                        machine,
+                        folder=Path(folder),
+                        compositor=to,
+                        policy=policy,
+                        signals=signals,
+                        say=say,
+                        trace=tracing,
+                    )
+            except ShimFailed:
+                status = status or 1
+        return status
 
     sys.exit(anyio.run(main))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -28,6 +29,11 @@ class SessionEnded(RelayEvent):
     """``reason`` is empty for an ordinary end."""
 
     reason: str
+
+    @property
+    def broke_protocol(self) -> bool:
+        """Whether waylend ended it for what the client said: then the reason begins with an object, as errors.py has it."""
+        return re.match(r"\w+#\d+[.:]", self.reason) is not None
 
 
 @dataclass(frozen=True)

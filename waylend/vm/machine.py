@@ -90,7 +90,7 @@ def check_programs() -> None:
     """Raises Unavailable that names every program that is missing, and how to get it."""
     needed = {
         _QEMU: "apt-get install qemu-system-x86",
-        "vng": "pip install 'waylend[vm]'",
+        "vng": f"{sys.executable} -m pip install virtme-ng",
         "busybox": "apt-get install busybox-static",
     }
     missing = {name: remedy for name, remedy in needed.items() if shutil.which(name, path=_path()) is None}

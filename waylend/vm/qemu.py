@@ -11,12 +11,12 @@ from xml.sax.saxutils import quoteattr
 
 from waylend.channel.transport import PORT_NAME
 
-# QEMU learned reconnect-ms= in 9.2, and then deprecated reconnect= (docs/about/deprecated.rst).
+# QEMU learned reconnect-ms= in 9.2, which deprecated reconnect= (docs/about/deprecated.rst); 11 has it no more.
 _RECONNECT_MS_SINCE = (9, 2)
-_PROGRAM = "qemu-system-x86_64"
+PROGRAM = "qemu-system-x86_64"
 
 
-def qemu_version(program: str = _PROGRAM) -> tuple[int, ...]:
+def qemu_version(program: str = PROGRAM) -> tuple[int, ...]:
     """Like (7, 2, 22); empty when it can't be run."""
     try:
         told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=10).stdout
@@ -39,8 +39,9 @@ def qemu_args(bar: str, size_bytes: int, socket_path: str, *, version: tuple[int
     """For a machine with a PCI bus. ``bar``: the aperture's file, ``size_bytes`` long; ``socket_path``: the host half's.
 
     The host half runs first. The port connects again when the host half is another one.
+    Without a ``version`` the options are those of new ones.
     """
-    again = "reconnect-ms=1000" if version >= _RECONNECT_MS_SINCE else "reconnect=1"
+    again = "reconnect=1" if version and version < _RECONNECT_MS_SINCE else "reconnect-ms=1000"
     return [
         *("-object", _backend(bar, size_bytes)),
         *("-device", "ivshmem-plain,memdev=waylend-bar"),
