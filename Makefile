@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv, and does nothing twice: a stamp file says what was done.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench soak mutants system fresh clean
+.PHONY: help demo test lint bench soak mutants fuzz system fresh clean
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -14,6 +14,7 @@ SOAK_SECONDS ?= 600
 DEBIAN ?= bookworm
 WHO    ?= root
 RUN    ?= make demo && make test
+FUZZ_SECONDS ?= 300
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -25,6 +26,7 @@ help:
 	@echo "make soak    run clients against waylend for SOAK_SECONDS=$(SOAK_SECONDS), watching memory and fds"
 	@echo "make mutants break the lines of defence one at a time; each has a test that must catch it (MUTANTS_ARGS='--only TEXT')"
 	@echo "make fresh   make demo and make test on a Debian that was just installed; DEBIAN=bookworm|trixie, WHO=root|USER, RUN=COMMAND"
+	@echo "make fuzz    fuzz what strangers send for FUZZ_SECONDS=$(FUZZ_SECONDS), guided by coverage where atheris can be had"
 	@echo "make clean   remove .venv and what the tools left"
 
 # --- what there must be ------------------------------------------------------------------------------------------------
@@ -85,6 +87,11 @@ mutants: $(VENV)/installed
 # Needs root and debootstrap. For an ordinary user an administrator has installed the list, as `make system` asks for.
 fresh:
 	@bash tests/fresh-root $(DEBIAN) $(WHO) '$(RUN)' $(if $(filter root,$(WHO)),,'bash tests/apt-packages.sh')
+
+# atheris has no wheels for some Pythons: then the inputs are changed at random.
+fuzz: $(VENV)/installed
+	-$(BIN)/python -m pip install --quiet --group fuzz
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

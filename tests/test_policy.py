@@ -83,6 +83,7 @@ def test_a_file(tmp_path: Path) -> None:
         ('[windows]\ntitle_prefix = "\\u001b[2J"', "can't be shown"),
         ("[windows]\ntitle_prefix = 3", "must be a string"),
         ("[globals", "policy.toml: Expected"),
+        ("a = " + "[" * 10_000 + "]" * 10_000, "hundreds deep"),
     ],
 )
 def test_what_it_does_not_know_it_refuses(tmp_path: Path, text: str, complaint: str) -> None:

@@ -172,6 +172,8 @@ def read_policy(path: Path) -> Policy:
         raise UsageError(f"policy {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"policy {path}: {error}") from error
+    except RecursionError:
+        raise UsageError(f"policy {path}: values within values, hundreds deep") from None
     try:
         _refuse_unknown("table", content, {"globals", "windows", "limits"})
         shown, windows, limits = (_table(content, name) for name in ("globals", "windows", "limits"))

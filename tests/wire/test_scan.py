@@ -169,6 +169,11 @@ class TestEvents:
         feed(EventScanner(known, {}), event("wl_data_device.data_offer", DEVICE, offer))
         assert not known.kinds[offer].is_zombie
 
+    def test_the_display_stays_whatever_the_compositor_deletes(self) -> None:
+        known = objects()
+        feed(EventScanner(known, {}), event("wl_display.delete_id", 1, 1))
+        known.check()
+
     @pytest.mark.parametrize(
         "chunk",
         [

@@ -277,7 +277,8 @@ class EventScanner(Scanner[Fd]):
             if code == DELETE_ID:
                 if at + 3 > word_count:
                     break
-                kinds.pop(words[at + 2], None)
+                if words[at + 2] != DISPLAY_ID:
+                    kinds.pop(words[at + 2], None)
                 at += 3
                 continue
             end = self._look_closer(words, octets, at, word_count)
