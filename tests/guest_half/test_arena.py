@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.guest_half.work import lines_run
@@ -37,6 +37,7 @@ def arena() -> tuple[Arena, list[Asked]]:
     return Arena(ask), leases
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 200), st.integers(0, 30)), max_size=60))
 def test_regions_are_disjoint_and_in_leases_that_are_ours(steps: list[tuple[bool, int, int]]) -> None:
     book, leases = arena()

@@ -165,6 +165,7 @@ def test_what_was_destroyed_on_the_screen_stays_there(shown: Shown) -> None:
     assert shown.hidden == [one]
 
 
+@settings(deadline=None)
 @given(st.integers(65, 200))
 def test_too_many_rectangles_are_everything(count: int) -> None:
     shown = Shown()
@@ -270,4 +271,4 @@ class Pictures(RuleBasedStateMachine):
 
 
 TestPictures = Pictures.TestCase
-TestPictures.settings = settings(max_examples=60, stateful_step_count=25)
+TestPictures.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)

@@ -96,8 +96,8 @@ class Between:
         self.domain = MemfdDomain("test", read_only=True, lease_limit=policy.limits.leases)
         self.loop = Loop()
         self.events: queue.Queue[RelayEvent] = queue.Queue()
-        self._compositor_ends: list[socket.socket] = []
-        self._peers: list[Peer] = []
+        self.compositor_ends: list[socket.socket] = []
+        self.peers: list[Peer] = []
         self.relay = Relay(
             self.loop,
             tables=TABLES,
@@ -111,9 +111,9 @@ class Between:
         self._thread.start()
 
     def _connect(self) -> Endpoint:
-        if not self._compositor_ends:
+        if not self.compositor_ends:
             raise ConnectionRefusedError
-        return Endpoint(self._compositor_ends.pop())
+        return Endpoint(self.compositor_ends.pop())
 
     def open(self, *, buffer_bytes: int | None = None) -> tuple[Peer, Peer]:
         """A client and its compositor, connected through the relay."""
@@ -122,10 +122,10 @@ class Between:
         if buffer_bytes:
             for sock in (ours, relays, compositor, its):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
-        self._compositor_ends.append(its)
+        self.compositor_ends.append(its)
         self.in_loop(lambda: self.relay.take_in(Endpoint(relays)))
         peers = Peer(ours), Peer(compositor)
-        self._peers += peers
+        self.peers += peers
         return peers
 
     def in_loop(self, call: Callable[[], T]) -> T:
@@ -142,13 +142,13 @@ class Between:
                 return event
 
     def close(self) -> None:
-        for peer in self._peers:
+        for peer in self.peers:
             peer.close()
         self.loop.stop()
         self._thread.join(DEADLINE_S)
         self.relay.close()
         self.loop.close()
-        for sock in self._compositor_ends:
+        for sock in self.compositor_ends:
             sock.close()
         self.domain.close()
 

@@ -119,3 +119,22 @@ def test_a_policy_may_keep_it_to_itself_that_this_is_a_guest(
 ) -> None:
     assert said_to(compositor, Policy(allow=(LAYER_SHELL,), security_context=False), caplog) == []
     assert compositor.contexts == 0
+
+
+def test_nobody_gets_in_around_the_security_context(compositor: WithPrivileges) -> None:
+    """A client that was held while the compositor was away must not be let in before it would be known as a guest's."""
+
+    async def main() -> None:
+        where = CompositorSocket.named(str(compositor.path))
+        with pytest.raises(ConnectionRefusedError):
+            where.new_connection()
+        async with anyio.create_task_group() as tasks:
+            with anyio.fail_after(20):
+                await tasks.start(keep_in_touch, where, anyio.Event(), load_tables(), "guest", Policy(), True)
+            with where.new_connection() as sock:
+                assert sock.getpeername() != str(compositor.path)
+            tasks.cancel_scope.cancel()
+        with pytest.raises(ConnectionRefusedError):
+            where.new_connection()
+
+    anyio.run(main)

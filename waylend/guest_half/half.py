@@ -137,6 +137,7 @@ class GuestHalf:
         if self._complaint:
             logger.warning("the host half is there")
             self._complaint = ""
+        self.relay.waiting.let_in()
 
     def _on_over(self, why: str) -> None:
         self._end = None

@@ -15,14 +15,12 @@ from waylend.relay.events import RelayEvent
 from waylend.relay.interpose import Interposer, MakesInterposer, check_interposers
 from waylend.relay.loop import EPOLLIN, EPOLLOUT, Loop
 from waylend.relay.session import Session, Trace, error_event
+from waylend.relay.waiting import WaitingRoom
 from waylend.wire.objects import DISPLAY_ID, Catalogue
 from waylend.wire.spec import InterfaceSpec
 
 logger = logging.getLogger(__name__)
 
-# A compositor whose backlog is full is busy; one that stays so is stuck.
-_CONNECT_RETRY_S = 0.02
-_CONNECT_DEADLINE_S = 5.0
 # When this process has no fds left for a new client, others have to go first.
 _ACCEPT_PAUSE_S = 0.1
 # How long a peer may take to read its last words before its connection is closed.
@@ -67,7 +65,15 @@ class Relay:
             closer_look_at_all=trace is not None,
         )
         self.sessions: dict[int, Session] = {}
-        self._connect = connect
+        #: Those that the compositor isn't there for.
+        self.waiting = WaitingRoom(
+            loop,
+            connect=connect,
+            begin=self._begin,
+            turn_away=lambda client, why: self._turn_away(
+                client, ProtocolError(DISPLAY_ID, ProtocolError.IMPLEMENTATION, f"wl_display#1: {why}")
+            ),
+        )
         self._observer = observer
         self._leaving: set[End] = set()
         self._session_ids = itertools.count(1)
@@ -98,32 +104,19 @@ class Relay:
     def take_in(self, client: End) -> None:
         """Begins a session for a connected client, and owns it."""
         limit = self.policy.limits.clients
-        if len(self.sessions) >= limit:
-            self._turn_away(client, f"wl_display#1: {limit} clients are here already (limit clients = {limit})")
-            return
-        self._connect_for(client, _CONNECT_DEADLINE_S)
+        if len(self.sessions) + len(self.waiting) >= limit:
+            why = f"{limit} clients are here already (limit clients = {limit})"
+            self._turn_away(client, LimitExceeded(DISPLAY_ID, ProtocolError.NO_MEMORY, f"wl_display#1: {why}"))
+        elif self._closed:
+            client.close()
+        else:
+            self.waiting.take_in(client)
 
-    def _connect_for(self, client: End, deadline_s: float) -> None:
-        if self._closed:
-            client.close()
-            return
-        try:
-            compositor = self._connect()
-        except BlockingIOError:
-            if deadline_s <= 0:
-                self._turn_away(client, "wl_display#1: the compositor takes no connections")
-                return
-            self.loop.call_later(_CONNECT_RETRY_S, lambda: self._connect_for(client, deadline_s - _CONNECT_RETRY_S))
-            return
-        except OSError as error:
-            logger.info("can't connect to the compositor: %s", error.strerror)
-            client.close()
-            return
+    def _begin(self, client: End, compositor: End) -> None:
         session_id = next(self._session_ids)
         self.sessions[session_id] = Session(self, session_id, client, compositor)
 
-    def _turn_away(self, endpoint: End, why: str) -> None:
-        error = LimitExceeded(DISPLAY_ID, ProtocolError.NO_MEMORY, why)
+    def _turn_away(self, endpoint: End, error: ProtocolError) -> None:
         logger.info("a client was turned away: %s", error)
         endpoint.send(memoryview(error_event(self.catalogue.display, error)))
         self.send_last_words(endpoint)
@@ -172,6 +165,7 @@ class Relay:
             self.loop.remove(sock.fileno())
         self._listening.clear()
         self._closed = True
+        self.waiting.close()
         for session in list(self.sessions.values()):
             session.end(reason)
         for endpoint in list(self._leaving):

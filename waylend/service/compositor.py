@@ -177,7 +177,7 @@ def _connected_once(sock: socket.socket) -> Callable[[], socket.socket]:
 
     def connect() -> socket.socket:
         if not left:
-            raise ConnectionRefusedError(errno.ECONNREFUSED, "the socket that was passed serves one client only")
+            raise OSError(errno.EBUSY, "the socket that was passed serves one client only")
         return left.pop()
 
     return connect
