@@ -64,7 +64,7 @@ def test_who_waits_too_long_is_told_why(between: Between, monkeypatch: pytest.Mo
     monkeypatch.setattr(waiting, "_HELD_S", 0.05)
     client = comes(between)
     _, (_, _, why) = client.receive("wl_display.error")
-    assert b"the compositor is away" in bytes(why)  # type: ignore[call-overload]
+    assert b"can't connect to the compositor" in bytes(why)  # type: ignore[call-overload]
     assert client.is_at_end()
 
 

@@ -62,12 +62,9 @@ class WaitingRoom:
         """Whether it need not wait any longer: it is in, or has been turned away."""
         try:
             compositor = self._connect()
-        except _AWAY as error:
-            if not last_chance:
-                return False
-            self._release(client)
-            self._turn_away(client, f"the compositor is away: {error.strerror or error}")
         except OSError as error:
+            if isinstance(error, _AWAY) and not last_chance:
+                return False
             self._release(client)
             self._turn_away(client, f"can't connect to the compositor: {error.strerror or error}")
         else:
