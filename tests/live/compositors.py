@@ -188,6 +188,18 @@ class Sway(Compositor):
         assert window is not None
         return window
 
+    def park_pointer(self) -> None:
+        """The pointer goes into the corner, off all windows, where its picture shows.
+
+        A client that has locked it, as weston-resizor does at a click, may let it go only after the first try.
+        """
+
+        def parked() -> bool:
+            self.input.move(0, 0)
+            return self.screenshot().part((0, 0, 8, 8)).share_of(self.background) < 1
+
+        wait_until(parked, "the pointer to be in the corner")
+
     def type_text(self, text: str, *, enter: bool = False) -> None:
         self.input.type_text(text)
         if enter:

@@ -21,7 +21,7 @@ LEFT, RIGHT, CLICKED = (200, 40, 90), (40, 160, 220), (250, 220, 10)
 @pytest.fixture(params=[Proxy, Halves], ids=["local", "halves"])
 def guest(make_guest: MakeGuest, sway: Sway, request: pytest.FixtureRequest) -> Guest:
     # The pointer would be in the picture.
-    sway.input.move(0, 0)
+    sway.park_pointer()
     return make_guest(sway, proxy_type=request.param)
 
 
@@ -109,13 +109,13 @@ def test_weston_subsurfaces_are_shown_together(sway: Sway, guest: Guest) -> None
 def test_gtk3_demo_answers_a_click(sway: Sway, guest: Guest) -> None:
     def picture_of_demo(direct: bool) -> tuple[Picture, Picture]:
         way = "directly" if direct else "lent"
-        sway.input.move(0, 0)
+        sway.park_pointer()
         demo = guest.start("gtk3-demo", direct=direct)
         window = sway.wait_for_window(demo, "gtk3-demo")
         start = sway.wait_for_still_picture(f"gtk3-demo {way}", box=window.box, app=demo)
         # The fourth entry of the list.
         sway.input.click(window.box[0] + 60, window.box[1] + 130)
-        sway.input.move(0, 0)
+        sway.park_pointer()
         sway.wait_for_picture(
             lambda picture: picture.difference(start) > 0.005, "gtk3-demo clicked", box=window.box, app=demo
         )

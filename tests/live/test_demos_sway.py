@@ -6,6 +6,8 @@ fullscreen, a second connection's resources. Those whose picture moves or is dra
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from tests.live.compositors import Sway
@@ -15,10 +17,13 @@ from tests.live.halves import Halves
 from tests.live.picture import Picture
 from tests.processes import wait_until
 
+#: In Debian 12's weston, and not in 13's.
+GONE_IN_WESTON_14 = "weston-confine"
+
 DEMOS = [
     "weston-clickdot",
     "weston-cliptest",
-    "weston-confine",
+    GONE_IN_WESTON_14,
     "weston-eventdemo",
     "weston-fullscreen",
     "weston-resizor",
@@ -27,14 +32,14 @@ DEMOS = [
 
 
 def _picture_of(sway: Sway, guest: Guest, demo: str, *, direct: bool) -> Picture:
-    sway.input.move(0, 0)
+    sway.park_pointer()
     app = guest.start(demo, direct=direct)
     window = sway.wait_for_window(app)
     way = "directly" if direct else "lent"
     sway.wait_for_still_picture(f"{demo} {way} at first", box=window.box, app=app)
     sway.input.click(*window.centre)
     sway.type_text("a")
-    sway.input.move(0, 0)
+    sway.park_pointer()
     (window,) = sway.windows()
     picture = sway.wait_for_still_picture(f"{demo} {way}", box=window.box, app=app)
     app.end()
@@ -45,9 +50,12 @@ def _picture_of(sway: Sway, guest: Guest, demo: str, *, direct: bool) -> Picture
 @pytest.mark.parametrize("proxy_type", [Proxy, Halves], ids=["local", "halves"])
 @pytest.mark.parametrize("demo", DEMOS)
 def test_demo_looks_as_it_does_directly(sway: Sway, make_guest: MakeGuest, demo: str, proxy_type: type[Proxy]) -> None:
+    if demo == GONE_IN_WESTON_14 and shutil.which("weston") and not shutil.which(demo):
+        pytest.skip("this weston has it no more")
     guest = make_guest(sway, proxy_type=proxy_type)
     directly = _picture_of(sway, guest, demo, direct=True)
     lent = _picture_of(sway, guest, demo, direct=False)
-    # Not an empty window, by far.
-    assert max(directly.share_of(colour) for colour in directly.colours()) < 0.95
+    # Not an empty window, by far; but the scaler of weston 14 shows one field of its picture nearly alone.
+    emptiest = 0.97 if demo == "weston-scaler" else 0.95
+    assert max(directly.share_of(colour) for colour in directly.colours()) < emptiest
     assert lent.difference(directly) == 0, lent.changed_box(directly)

@@ -24,7 +24,7 @@ MEGABYTE = bytes(range(250)) * 4000
 
 @pytest.fixture
 def guest(make_guest: MakeGuest, sway: Sway) -> Guest:
-    sway.input.move(0, 0)
+    sway.park_pointer()
     return make_guest(sway, proxy_type=Halves)
 
 
@@ -90,7 +90,7 @@ def test_the_window_of_an_idle_app_is_right_when_all_its_memory_was_taken(sway: 
 
 def test_what_is_captured_comes_back_into_the_clients_pool(sway: Sway, make_guest: MakeGuest, tmp_path: Path) -> None:
     require("grim")
-    guest = make_guest(sway, "--allow", "zwlr_screencopy_manager_v1", proxy_type=Halves)
+    guest = make_guest(sway, "--allow", "zwlr_screencopy_manager_v1", "--no-security-context", proxy_type=Halves)
     app, shown = boxes(sway, guest, "buffer")
     box = sway.wait_for_window(app).box
     captured = tmp_path / "captured"

@@ -132,7 +132,7 @@ def test_killed_proxy_takes_its_mounts_and_its_clients_along(sway: Sway, make_gu
 
 def test_killed_client_touches_no_other(sway: Sway, make_guest: MakeGuest) -> None:
     guest = make_guest(sway)
-    sway.input.move(0, 0)
+    sway.park_pointer()
     stays = guest.start_python("qt_window.py")
     window = sway.wait_for_window(stays)
     dies = guest.start("foot", "sh", "-c", "sleep 1000")

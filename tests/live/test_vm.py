@@ -16,7 +16,7 @@ import pytest
 from tests.live.client_runs import boxes, boxes_directly, keymap_of, repainted
 from tests.live.compositors import OurShim, Sway, plain_environment
 from tests.live.guest import WAYLEND
-from tests.live.ordinary_user import UID, as_ordinary_user
+from tests.live.ordinary_user import BECOME, CHECKOUT, UID, as_ordinary_user, way_into_checkout
 from tests.live.picture import Picture, has_colours
 from tests.live.vm import BOOT_S, VmGuest, require_vm
 from tests.processes import Process, descendants, require, wait_until
@@ -25,7 +25,6 @@ from tests.processes import Process, descendants, require, wait_until
 pytestmark = pytest.mark.timeout(300)
 SLOW_S = 60.0
 GREEN = (0, 170, 0)
-ROOT = Path(__file__).parents[2]
 MEGABYTE = bytes(range(250)) * 4000
 
 
@@ -42,7 +41,7 @@ def vm(sway: Sway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VmGuest
 
 @pytest.fixture
 def guest(vm: VmGuest, sway: Sway) -> Iterator[VmGuest]:
-    sway.input.move(0, 0)
+    sway.park_pointer()
     yield vm
     vm.end_apps()
     wait_until(lambda: not sway.windows(), "windows to close", SLOW_S)
@@ -67,12 +66,13 @@ def test_it_has_no_network_and_what_it_changes_is_forgotten(guest: VmGuest, tmp_
 
 RULES = f"""
 groupadd --system waylend
-cp {ROOT}/udev/*.rules /etc/udev/rules.d/
+cp {CHECKOUT}/udev/*.rules /etc/udev/rules.d/
 udevadm control --reload
 udevadm trigger --action=add --settle
 stat -L -c '%n %A %G' /dev/virtio-ports/* /sys/bus/pci/devices/*/resource2
 cd / && modprobe fuse && chmod 666 /dev/fuse
-exec setpriv --reuid nobody --regid nogroup --clear-groups --inh-caps=-all env TMPDIR=/tmp PYTHONPATH={ROOT} {sys.executable} -c '
+{way_into_checkout()}
+exec {BECOME} env TMPDIR=/tmp PYTHONPATH={CHECKOUT} {sys.executable} -c '
 import time
 from waylend.domain.fuse.domain import FuseDomain
 domain = FuseDomain("unprivileged", aperture_pages=64)

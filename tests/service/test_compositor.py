@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import tempfile
 import threading
@@ -36,6 +37,7 @@ class WithPrivileges:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.contexts = 0
+        self.beside: list[str] = []
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.bind(str(path))
         sock.listen()
@@ -62,6 +64,7 @@ class WithPrivileges:
             proxy.send("wl_callback.done", callback_id, 0)
             self._listening.append(socket.socket(fileno=proxy.fds.pop(0)))
             announce(self._accept(), "wl_compositor", CAPTURE)
+            self.beside = os.listdir(self.path.parent)
         except (EOFError, OSError):
             pass  # it asked for no more
 
@@ -104,6 +107,7 @@ def test_allowing_what_the_compositor_hides_from_guests_is_said(
     assert "--no-security-context" in said
     assert CAPTURE not in said
     assert compositor.contexts == 1
+    assert compositor.beside == ["wayland-1"], "what somebody who is killed would leave"
 
 
 @pytest.mark.parametrize("allow", [(), (CAPTURE,)])

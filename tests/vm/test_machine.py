@@ -73,4 +73,17 @@ def test_missing_programs_are_named_with_what_installs_them(monkeypatch: pytest.
     monkeypatch.setattr(machine, "_path", lambda: "/nowhere")
     with pytest.raises(Unavailable) as raised:
         machine.check_programs()
-    assert all(part in str(raised.value) for part in ("qemu-system-x86", "busybox-static", "-m pip install virtme-ng"))
+    assert all(
+        part in str(raised.value)
+        for part in ("qemu-system-x86", "busybox-static", "-m pip install virtme-ng", "install file")
+    )
+    assert "iproute2" not in str(raised.value)
+
+
+def test_a_network_needs_a_program_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("qemu-system-x86_64", "vng", "busybox", "file"):
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setattr(machine, "_path", lambda: f"{tmp_path}")
+    machine.check_programs()
+    with pytest.raises(Unavailable, match=r"a VM with a network needs ip\b.*iproute2"):
+        machine.check_programs(network=True)

@@ -120,7 +120,7 @@ def _look(compositor: str | None) -> list[Finding]:
             raise Unavailable(f"{error}", remedy) from error
         tell("headless compositor of our own")
     with _finding("vm", "a VM of this system can be started", "no VM of this system", found) as tell:
-        tell(_vm_tools())
+        _look_at_vm_tools(tell)
     return found
 
 
@@ -152,11 +152,16 @@ async def _compositor(compositor: str | None) -> str:
         raise Unavailable(f"{name}: {error}", "is the compositor running?") from error
 
 
-def _vm_tools() -> str:
+def _look_at_vm_tools(tell: Tell) -> None:
+    """Raises Unavailable."""
     from waylend.vm.machine import check_programs, find_kernel, kvm_may_work  # noqa: PLC0415
 
     check_programs()
-    return f"{find_kernel()}, {'KVM' if kvm_may_work() else 'without KVM: slow'}"
+    tell(f"{find_kernel()}, {'KVM' if kvm_may_work() else 'without KVM: slow'}")
+    try:
+        check_programs(network=True)
+    except Unavailable as without:
+        tell(f"none with a network: {without.reason}", without.remedy)
 
 
 @click.command("doctor")

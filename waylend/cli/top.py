@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -34,6 +35,8 @@ def command(control: str | None, interval: float, count: int | None, as_json: bo
 
     Not on a terminal, each look is printed below the last; with --json it is one line.
     """
+    # Who runs it in the background of a script (`&`, nohup) has it ignore this signal, unless told otherwise.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         _watch(None if control is None else Path(control), interval, count, as_json)
 

@@ -86,16 +86,20 @@ def find_kernel(named: str | None = None) -> str:
     )
 
 
-def check_programs() -> None:
-    """Raises Unavailable that names every program that is missing, and how to get it."""
+def check_programs(*, network: bool = False) -> None:
+    """Raises Unavailable that names every program that is missing for a VM (with a network), and how to get it."""
     needed = {
         _QEMU: "apt-get install qemu-system-x86",
         "vng": f"{sys.executable} -m pip install virtme-ng",
         "busybox": "apt-get install busybox-static",
+        "file": "apt-get install file",  # vng asks it what a kernel is
     }
+    if network:
+        needed["ip"] = "apt-get install iproute2"  # the machine's own, for its address
     missing = {name: remedy for name, remedy in needed.items() if shutil.which(name, path=_path()) is None}
     if missing:
-        raise Unavailable(f"a VM needs {', '.join(missing)}", "; ".join(missing.values()))
+        what = "a VM with a network" if network else "a VM"
+        raise Unavailable(f"{what} needs {', '.join(missing)}", "; ".join(missing.values()))
 
 
 def _path() -> str:
@@ -166,7 +170,7 @@ async def run_in_vm(
     ``folder`` is private and the caller's to remove. ``say`` gets a line at each step. A signal from ``signals`` ends the VM.
     Raises Unavailable, UsageError, CompositorError.
     """
-    check_programs()
+    check_programs(network=machine.network)
     kernel = find_kernel(machine.kernel)
     channel, bar, plan = folder / "channel", folder / "bar", folder / "plan"
     plan.write_text(json.dumps(_plan_of(argv, machine)))
