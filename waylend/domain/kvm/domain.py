@@ -11,8 +11,8 @@ An access to what isn't lent, a store to a read-only lease, and a page lost unde
 the vCPU back to its owner: KVM_RUN ends with EFAULT, EHWPOISON, KVM_EXIT_MEMORY_FAULT, or KVM_EXIT_MMIO within the slot, as the
 kernel and its processor have it (``vm`` tells them as ExitKind.REFUSED).
 
-What the borrower can't do (DESIGN 4.6) follows from what it has, guest addresses: it has no descriptor and no name
-for the pages, so it can't pass them on; host system calls never take its pointers; read-only leases are
+What the borrower can't do (docs/lending.md, "Restrictions") follows from what it has, guest addresses: it has no descriptor and
+no name for the pages, so it can't pass them on; host system calls never take its pointers; read-only leases are
 write-protected in our page tables, from which its own are made; devices reach the window only where the VMM maps it for them,
 which it must not. It can't outlive its lender, which is the process that it lives in.
 
@@ -28,7 +28,7 @@ from collections.abc import Callable
 
 from waylend.domain.kvm.aperture import KvmAperture
 from waylend.domain.kvm.vm import open_kvm, set_memory_slot
-from waylend.domain.machine import Lent, MachineDomain
+from waylend.domain.machine import MachineDomain, MachineRange
 from waylend.errors import LeaseEnded, NoSpace
 from waylend.lending.lease import BackingIndex, Lease
 from waylend.lending.pages import PAGE_SHIFT, PageRange
@@ -141,10 +141,10 @@ class KvmDomain(MachineDomain):
         except OSError:  # vm.max_map_count: an access is a fault then, which nobody's page answers
             logger.exception("domain %s, lease %d: closing its addresses", self.name, lease.lease_id)
 
-    def _take(self, lent: Lent, pages: PageRange) -> int:
+    def _take(self, lent: MachineRange, pages: PageRange) -> int:
         return self._aperture.take(lent, pages)
 
-    def _write_back(self, lent: Lent) -> None:
+    def _write_back(self, lent: MachineRange) -> None:
         self._aperture.write_back(lent)
 
     def _wake(self, lease: Lease) -> None:
