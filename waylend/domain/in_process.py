@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
-from typing import Generic, TypeVar
+from typing import Generic, TypedDict, TypeVar
 
 from waylend.backing.base import Backing
 from waylend.domain.base import DomainStats, LeaseStats, revoke_each
@@ -18,16 +18,28 @@ from waylend.domain.lent_range import LentRange
 from waylend.errors import LeaseEnded
 from waylend.lending.lease import BackingIndex, Lease, LeaseState, LossPolicy, Protection
 from waylend.lending.p2m import EventLog, LendingEventKind
-from waylend.lending.pages import PageRange
+from waylend.lending.pages import PAGE_SHIFT, PageRange
 
 R = TypeVar("R", bound=LentRange)
 
 
-class InProcessDomain(ABC, Generic[R]):
-    """See ``Domain``. ``lock`` guards the book, and ``R`` is what the mechanism keeps of a lease.
+class BookOptions(TypedDict, total=False):
+    """Options that every domain of this process takes."""
 
-    ``read_only`` refuses writable leases; ``by_backing`` is an index to share with other domains of the same lender.
-    """
+    #: How much the aperture has room for; 256 MiB by default.
+    aperture_pages: int
+    #: Refuses writable leases.
+    read_only: bool
+    #: The most leases at a time; 1024 by default.
+    lease_limit: int
+    #: The most pages of all leases; by default the whole aperture.
+    page_limit: int | None
+    #: An index to share with other domains of the same lender.
+    by_backing: BackingIndex | None
+
+
+class InProcessDomain(ABC, Generic[R]):
+    """See ``Domain``. ``lock`` guards the book, and ``R`` is what the mechanism keeps of a lease. For the rest: BookOptions."""
 
     mechanism: str
 
@@ -37,11 +49,11 @@ class InProcessDomain(ABC, Generic[R]):
         *,
         events: EventLog,
         lock: AbstractContextManager[bool],
-        aperture_pages: int,
-        read_only: bool,
-        lease_limit: int,
-        page_limit: int | None,
-        by_backing: BackingIndex | None,
+        aperture_pages: int = (256 << 20) >> PAGE_SHIFT,
+        read_only: bool = False,
+        lease_limit: int = 1024,
+        page_limit: int | None = None,
+        by_backing: BackingIndex | None = None,
     ) -> None:
         self.name = name
         self.events = events
@@ -58,6 +70,7 @@ class InProcessDomain(ABC, Generic[R]):
         self._table = self._book.table
         #: By lease id; a lease that ends stays here until nothing of it is in use any more.
         self._lent: dict[int, R] = {}
+        self._read_only = read_only
         self._closed = False
 
     # -- what the mechanism does

@@ -10,13 +10,14 @@ import threading
 from abc import abstractmethod
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from typing import Unpack
 
 from waylend.backing.base import Backing
 from waylend.domain.base import pages_of
-from waylend.domain.in_process import InProcessDomain
+from waylend.domain.in_process import BookOptions, InProcessDomain
 from waylend.domain.lent_range import LentRange
 from waylend.errors import Unavailable
-from waylend.lending.lease import BackingIndex, Lease, LeaseState
+from waylend.lending.lease import Lease, LeaseState
 from waylend.lending.p2m import P2M, LendingEventKind
 from waylend.lending.pages import PageRange
 
@@ -37,28 +38,19 @@ class MachineRange(LentRange):
 
 
 class MachineDomain(InProcessDomain[MachineRange]):
-    """See ``Domain``. ``read_only`` refuses writable leases; ``by_backing`` is an index to share with other domains."""
+    """See ``Domain``. The options are the book's: BookOptions."""
 
     def __init__(
         self,
         name: str,
-        *,
-        aperture_pages: int,
-        read_only: bool,
-        lease_limit: int,
-        page_limit: int | None,
-        by_backing: BackingIndex | None,
+        **book: Unpack[BookOptions],
     ) -> None:
         self._p2m = P2M()
         super().__init__(
             name,
             events=self._p2m.events,
             lock=self._p2m.lock,
-            aperture_pages=aperture_pages,
-            read_only=read_only,
-            lease_limit=lease_limit,
-            page_limit=page_limit,
-            by_backing=by_backing,
+            **book,
         )
         #: Told when a taker of pages is through, or a lease has gone.
         self._settled = threading.Condition(self._p2m.lock)
@@ -79,7 +71,7 @@ class MachineDomain(InProcessDomain[MachineRange]):
 
     @abstractmethod
     def _write_back(self, lent: MachineRange) -> None:
-        """Hands all that is dirty to the backing; the borrower keeps it. Raises BackingLost: then it is still dirty."""
+        """Hands all that is dirty to the backing; the borrower keeps it. Raises BackingLost, or says what is lost (LentRange)."""
 
     @abstractmethod
     def _wake(self, lease: Lease) -> None:
@@ -114,7 +106,7 @@ class MachineDomain(InProcessDomain[MachineRange]):
         return taken
 
     def sync(self, lease: Lease) -> None:
-        """See ``Domain``. After BackingLost what it wrote is still dirty, and goes to the backing the next time."""
+        """See ``Domain``."""
         with self._taking(lease) as lent:
             if lease.writable:
                 self._write_back(lent)

@@ -22,18 +22,18 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Hashable
+from typing import Unpack
 
 from waylend import linux
 from waylend.backing.base import Backing
 from waylend.domain.base import pages_of
-from waylend.domain.in_process import InProcessDomain
+from waylend.domain.in_process import BookOptions, InProcessDomain
 from waylend.domain.lent_range import LentRange
 from waylend.errors import BackingLost
 from waylend.lending.lease import (
     ABSENT,
     LOST,
     PRESENT,
-    BackingIndex,
     Lease,
     LossPolicy,
 )
@@ -62,22 +62,13 @@ class MemfdDomain(InProcessDomain[_Copy]):
     def __init__(
         self,
         name: str,
-        *,
-        aperture_pages: int = (256 << 20) >> PAGE_SHIFT,
-        read_only: bool = False,
-        lease_limit: int = 1024,
-        page_limit: int | None = None,
-        by_backing: BackingIndex | None = None,
+        **book: Unpack[BookOptions],
     ) -> None:
         super().__init__(
             name,
             events=EventLog(),
             lock=threading.RLock(),  # a backing may take pages away while we read it
-            aperture_pages=aperture_pages,
-            read_only=read_only,
-            lease_limit=lease_limit,
-            page_limit=page_limit,
-            by_backing=by_backing,
+            **book,
         )
 
     def _range_of(self, lease: Lease, backing: Backing) -> _Copy:

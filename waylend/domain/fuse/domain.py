@@ -23,8 +23,9 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from typing import Unpack
 
 from waylend import linux
 from waylend.backing.base import Backing
@@ -36,9 +37,9 @@ from waylend.domain.fuse.served_files import ServedFiles
 from waylend.domain.fuse.server import FuseServer
 from waylend.domain.fuse.unmap import Unmapping
 from waylend.domain.fuse.watchdog import Watchdog
-from waylend.domain.in_process import InProcessDomain
+from waylend.domain.in_process import BookOptions, InProcessDomain
 from waylend.errors import BackingLost, LeaseEnded, RevokeTimeout
-from waylend.lending.lease import BackingIndex, Lease, LeaseState, LossPolicy, Protection
+from waylend.lending.lease import Lease, LeaseState, LossPolicy, Protection
 from waylend.lending.p2m import P2M, LendingEventKind
 from waylend.lending.pages import PAGE_SHIFT, PageRange
 
@@ -48,12 +49,12 @@ logger = logging.getLogger(__name__)
 class FuseDomain(InProcessDomain[LeaseFile]):
     """See ``Domain``. Raises Unavailable, with reason and remedy, where FUSE is not to be had.
 
-    ``read_only`` makes the whole mount so, and refuses writable leases. ``deadline_s`` is how long a revocation may
-    take before the whole aperture is cut off. ``mount_path`` also puts the mount on a directory, for a VMM that needs
-    a path (``/proc/<pid>/fd/<root_fd>/bar`` needs none); it is unmounted by ``close``. ``gap_zeros``: pages of ``bar``
-    that nobody lent read as zeros, and what is stored there is dropped, where it is a fault otherwise: for a ``bar``
-    that others than the borrower have mapped, too. ``by_backing`` is an index to share with other domains of the same
-    lender.
+    ``deadline_s`` is how long a revocation may take before the whole aperture is cut off. ``mount_path`` also puts the mount on a
+    directory, for a VMM that needs a path (``/proc/<pid>/fd/<root_fd>/bar`` needs none); it is unmounted by ``close``.
+    ``gap_zeros``: pages of ``bar`` that nobody lent read as zeros, and what is stored there is dropped, where it is a fault
+    otherwise: for a ``bar`` that others than the borrower have mapped, too. ``on_lost`` is called, on a thread of the domain,
+    with the reason why the aperture has been cut off: the domain lends nothing any more, and is to be closed. For the rest see
+    BookOptions; ``read_only`` makes the whole mount so.
     """
 
     mechanism = "fuse"
@@ -62,33 +63,26 @@ class FuseDomain(InProcessDomain[LeaseFile]):
         self,
         name: str,
         *,
-        aperture_pages: int = (256 << 20) >> PAGE_SHIFT,
-        read_only: bool = False,
-        lease_limit: int = 1024,
-        page_limit: int | None = None,
         deadline_s: float = 1.0,
         read_ahead_pages: int = 32,
         thread_count: int = 2,
         mount_path: str | None = None,
         gap_zeros: bool = False,
-        by_backing: BackingIndex | None = None,
+        on_lost: Callable[[str], None] | None = None,
+        **book: Unpack[BookOptions],
     ) -> None:
         self._p2m = P2M()
         super().__init__(
             name,
             events=self._p2m.events,
             lock=self._p2m.lock,
-            aperture_pages=aperture_pages,
-            read_only=read_only,
-            lease_limit=lease_limit,
-            page_limit=page_limit,
-            by_backing=by_backing,
+            **book,
         )
-        self._read_only = read_only
         self._deadline_s = deadline_s
+        self._on_lost = on_lost
         self._retiring: queue.SimpleQueue[Lease | None] = queue.SimpleQueue()
         self._server = FuseServer(
-            mounts.mount_fuse(name, read_only=read_only),
+            mounts.mount_fuse(name, read_only=self._read_only),
             name=name,
             thread_count=thread_count,
             read_ahead_pages=read_ahead_pages,
@@ -99,25 +93,28 @@ class FuseDomain(InProcessDomain[LeaseFile]):
             self._p2m,
             self._table,
             self._lent,
-            read_only=read_only,
+            read_only=self._read_only,
             gap_zeros=gap_zeros,
             unused=self._retiring.put,
         )
         self._unmapping = Unmapping(name, self._server, self._p2m.lock, self._served)
         self._server.start(self._served)
-        if not read_only:
+        if not self._read_only:
             self._lift_dirty_limit()
         self._watchdog = Watchdog(name, self._cut_off, connection=self._server.connection)
         self._retirer = threading.Thread(target=self._retire, name=f"{name}-retirer", daemon=True)
         self._retirer.start()
-        self._mount_path = mount_path
+        self._mount_path: str | None = None
         if mount_path is not None:
-            try:
-                mounts.attach(self._server.mount, mount_path)
-            except OSError:
-                self._mount_path = None
-                self.close()
-                raise
+            self._attach(mount_path)
+
+    def _attach(self, mount_path: str) -> None:
+        try:
+            mounts.attach(self._server.mount, mount_path)
+        except OSError:
+            self.close()
+            raise
+        self._mount_path = mount_path
 
     def _lift_dirty_limit(self) -> None:
         try:
@@ -160,6 +157,8 @@ class FuseDomain(InProcessDomain[LeaseFile]):
         """
         if redrawn and not isinstance(backing, FileBacking):
             raise ValueError("only the content of files can be given up")
+        if self._server.cut_off:
+            raise LeaseEnded(f"domain {self.name} has been cut off")
         lease = self._enter(
             backing,
             lambda lease: LeaseFile(lease, backing, redrawn=redrawn),
@@ -316,6 +315,8 @@ class FuseDomain(InProcessDomain[LeaseFile]):
         """The last resort, called by the watchdog: every access of the borrower fails from now on."""
         logger.critical("domain %s: pages could not be taken away in time; its whole aperture is cut off", self.name)
         self._server.abort()
+        if self._on_lost is not None:
+            self._on_lost(f"pages could not be taken away within {self._deadline_s:g} s")
         for node in (*(FIRST_LEASE + lease_id for lease_id in list(self._lent)), BAR):  # what is mapped would stay so
             self._server.invalidate(node, 0, 0)
 

@@ -25,12 +25,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from typing import Unpack
 
+from waylend.domain.in_process import BookOptions
 from waylend.domain.kvm.aperture import KvmAperture
 from waylend.domain.kvm.vm import open_kvm, set_memory_slot
 from waylend.domain.machine import MachineDomain, MachineRange
 from waylend.errors import LeaseEnded, NoSpace
-from waylend.lending.lease import BackingIndex, Lease
+from waylend.lending.lease import Lease
 from waylend.lending.pages import PAGE_SHIFT, PageRange
 from waylend.linux import PROT_NONE, PROT_READ, PROT_READ_WRITE
 
@@ -40,8 +42,7 @@ logger = logging.getLogger(__name__)
 class KvmDomain(MachineDomain):
     """See ``Domain``. Raises Unavailable, with reason and remedy, where KVM or userfaultfd is not to be had.
 
-    ``attach`` maps the aperture into a virtual machine. ``read_only`` refuses writable leases. ``by_backing`` is an
-    index to share with other domains of the same lender.
+    ``attach`` maps the aperture into a virtual machine. ``thread_count`` threads serve its faults. For the rest: BookOptions.
     """
 
     mechanism = "kvm"
@@ -50,24 +51,18 @@ class KvmDomain(MachineDomain):
         self,
         name: str,
         *,
-        aperture_pages: int = (256 << 20) >> PAGE_SHIFT,
-        read_only: bool = False,
-        lease_limit: int = 1024,
-        page_limit: int | None = None,
         thread_count: int = 2,
-        by_backing: BackingIndex | None = None,
+        **book: Unpack[BookOptions],
     ) -> None:
         super().__init__(
             name,
-            aperture_pages=aperture_pages,
-            read_only=read_only,
-            lease_limit=lease_limit,
-            page_limit=page_limit,
-            by_backing=by_backing,
+            **book,
         )
         self._attached: list[tuple[int, int]] = []  # (descriptor of the virtual machine, slot)
         os.close(open_kvm())
-        self._aperture = KvmAperture(aperture_pages, self._p2m, self._lent_at, name=name, thread_count=thread_count)
+        self._aperture = KvmAperture(
+            self._table.aperture_pages, self._p2m, self._lent_at, name=name, thread_count=thread_count
+        )
 
     # -- the VMM's side
 

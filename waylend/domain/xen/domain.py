@@ -14,11 +14,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from typing import Unpack
 
+from waylend.domain.in_process import BookOptions
 from waylend.domain.machine import MachineDomain, MachineRange
 from waylend.domain.xen.operations import Dirtied, FaultRecord, HypercallError, LendingOperations
 from waylend.errors import BackingLost, LeaseEnded
-from waylend.lending.lease import LOST, BackingIndex, Lease
+from waylend.lending.lease import LOST, Lease
 from waylend.lending.pages import PAGE_SHIFT, PageRange
 
 logger = logging.getLogger(__name__)
@@ -37,22 +39,14 @@ class XenDomain(MachineDomain):
         self,
         name: str,
         *,
-        aperture_pages: int = (256 << 20) >> PAGE_SHIFT,
-        read_only: bool = False,
-        lease_limit: int = 1024,
-        page_limit: int | None = None,
         thread_count: int = 1,
-        by_backing: BackingIndex | None = None,
         operations: LendingOperations,
         first_gfn: int = 0x100000,
+        **book: Unpack[BookOptions],
     ) -> None:
         super().__init__(
             name,
-            aperture_pages=aperture_pages,
-            read_only=read_only,
-            lease_limit=lease_limit,
-            page_limit=page_limit,
-            by_backing=by_backing,
+            **book,
         )
         self.first_gfn = first_gfn
         self._operations = operations
@@ -148,9 +142,7 @@ class XenDomain(MachineDomain):
 
     def _write_back(self, lent: MachineRange) -> None:
         with lent.taking_back:
-            for gfn, content in self._operations.clean(self._gfns(lent.lease, PageRange(0, lent.lease.page_count))):
-                page = gfn - self.first_gfn - lent.first_gfn
-                lent.store(page << PAGE_SHIFT, content)
+            self._hand_over(lent, self._operations.clean(self._gfns(lent.lease, PageRange(0, lent.lease.page_count))))
 
     def _hand_over(self, lent: MachineRange, dirtied: list[Dirtied]) -> None:
         for gfn, content in dirtied:
