@@ -180,7 +180,9 @@ def test_the_counters_of_a_lease_are_live(domain: Domain, borrowers: Borrowers) 
     lease, owner_fd = lend_file(domain)
     assert (lease.faults_served, lease.revocations, lease.pages_present) == (0, 0, 0)
     borrowers.of(domain, lease).read(0, 1)
-    wait_until(lambda: lease.faults_served >= 1, "the fault is counted")  # once the page is there, and the borrower goes on
+    wait_until(
+        lambda: lease.faults_served >= 1, "the fault is counted"
+    )  # once the page is there, and the borrower goes on
     assert lease.pages_present >= 1
     domain.revoke(lease)
     assert (lease.revocations, lease.pages_present) == (1, 0)
