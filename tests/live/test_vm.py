@@ -96,7 +96,7 @@ def test_udev_rules_open_the_devices_to_a_group_and_lift_the_limit_of_dirty_page
 
 
 DMABUFS = f"""
-cd {ROOT} && modprobe vgem && modprobe fuse && udevadm settle && ls -l /dev/dri
+cd {CHECKOUT} && modprobe vgem && modprobe fuse && udevadm settle && ls -l /dev/dri
 exec {sys.executable} -m pytest -p no:cacheprovider -v -rs tests/backing/test_dmabuf.py
 """
 
