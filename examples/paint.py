@@ -79,7 +79,7 @@ class Canvas:
 class Paint:
     """One window, two buffers in one pool, a keyboard and a pointer."""
 
-    def __init__(self, size: tuple[int, int], frames: int | None) -> None:
+    def __init__(self, display: Display, size: tuple[int, int], frames: int | None) -> None:
         self.size = size
         self.canvas = Canvas(size)
         self.frames_left = frames
@@ -88,8 +88,7 @@ class Paint:
         self.painting = False
         self.running = True
         self.globals: dict[str, Any] = {}
-        self.display = Display()
-        self.display.connect()
+        self.display = display
         registry = self.display.get_registry()
         registry.dispatcher["global"] = self.on_global
         self.display.roundtrip()
@@ -211,18 +210,35 @@ class Paint:
     def run(self) -> None:
         while self.running:
             self.display.flush()
-            if self.display.dispatch(block=True) < 0:
-                raise SystemExit("paint: the compositor closed the connection")
-        self.display.disconnect()
+            try:
+                self.display.dispatch(block=True)
+            except RuntimeError:
+                raise SystemExit("paint: the compositor ended the connection") from None
+
+
+def size_of(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size like 720x450")
+    return int(width), int(height)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, help="end after so many frames")
-    parser.add_argument("--size", default="720x450", help="of the window, WIDTHxHEIGHT")
+    parser.add_argument("--size", type=size_of, default=(720, 450), help="of the window, WIDTHxHEIGHT [720x450]")
     options = parser.parse_args()
-    width, height = map(int, options.size.split("x"))
-    Paint((width, height), options.frames).run()
+    display = Display()
+    try:
+        display.connect()
+    except ValueError:
+        name = os.environ.get("WAYLAND_DISPLAY", "wayland-0")
+        raise SystemExit(f"paint: no compositor at {name}; try `waylend run --compositor shim`") from None
+    try:
+        Paint(display, options.size, options.frames).run()
+    finally:
+        # Before the objects on it go with the program, which must not find it gone.
+        display.disconnect()
 
 
 if __name__ == "__main__":

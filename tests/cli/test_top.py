@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import io
+import signal
+import sys
+from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
+from tests.processes import Process
 from waylend.cli.lease_table import shown
 from waylend.cli.top import _Faults
 
@@ -70,3 +75,16 @@ def test_a_guest_that_is_paused_is_said_to_be_silent() -> None:
         [proxy_with(1) | {"guest_silent_s": 45.0}]
     )
     assert "heard" not in "".join(text_of([proxy_with(1) | {"guest_silent_s": None}]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_also_where_it_was_ignored_before(tmp_path: Path, number: signal.Signals) -> None:
+    """As behind `nohup`, or `&` in a script."""
+    tmp_path.chmod(0o700)
+    top = [sys.executable, "-m", "waylend", "top"]
+    argv = ["sh", "-c", "trap '' INT TERM; exec \"$@\"", "sh", *top]
+    with Process(argv, tmp_path / "log", {"XDG_RUNTIME_DIR": f"{tmp_path}"}) as watching:
+        watching.wait_until(lambda: "no proxy is running" in watching.log(), "its first look")
+        watching.send(number)
+        assert watching.wait() == 0
+    assert "Traceback" not in watching.log()

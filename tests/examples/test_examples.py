@@ -53,6 +53,31 @@ def test_paint_hears_keys_and_ends_with_escape(shim: Shim) -> None:
     assert told.splitlines()[1:] == ["key 35", "key 23", "key 1"]
 
 
+@pytest.mark.parametrize("hidden", ["wl_shm", "wl_compositor", "xdg_wm_base"])
+def test_paint_says_what_the_compositor_lacks(hidden: str, tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    paint = [sys.executable, f"{EXAMPLES / 'paint.py'}"]
+    argv = [sys.executable, "-m", "waylend", "run", "--compositor", "shim", "--deny", hidden, "--", *paint]
+    environ = {"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": f"{tmp_path}"}
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, f"paint: the compositor offers no {hidden}\n")
+
+
+def test_paint_says_that_there_is_no_compositor_or_no_more(tmp_path: Path) -> None:
+    paint = [sys.executable, f"{EXAMPLES / 'paint.py'}"]
+    environ = {"XDG_RUNTIME_DIR": f"{tmp_path}", "WAYLAND_DISPLAY": "nobody"}
+    done = subprocess.run(paint, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "no compositor at nobody" in done.stderr
+    with Shim(size=(800, 530)) as shim:
+        running = subprocess.Popen(
+            paint, env={**os.environ, **shim.environ}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        shim.wait_for_window()
+    said = running.communicate(timeout=20)[1].decode()
+    assert (running.returncode, said) == (1, "paint: the compositor ended the connection\n")
+
+
 def test_embed_serve_tells_of_windows_and_leases(shim: Shim, tmp_path: Path) -> None:
     paint = (sys.executable, EXAMPLES / "paint.py", "--frames", 3)
     told = run(shim, tmp_path, "embed_serve.py", tmp_path / "wayland-9", "--", *paint)

@@ -35,8 +35,9 @@ def command(control: str | None, interval: float, count: int | None, as_json: bo
 
     Not on a terminal, each look is printed below the last; with --json it is one line.
     """
-    # Who runs it in the background of a script (`&`, nohup) has it ignore this signal, unless told otherwise.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Behind `nohup` or `&` they are ignored, and would stay so.
+        signal.signal(number, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         _watch(None if control is None else Path(control), interval, count, as_json)
 
