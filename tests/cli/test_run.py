@@ -147,3 +147,14 @@ def test_a_policy_file_of_the_wrong_kind_is_one_line(tmp_path: Path, toml: str) 
     assert done.returncode == 1
     assert done.stderr.startswith(f"waylend: policy {policy}: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_runtime_directory_that_is_not_to_be_used_is_one_line(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    done = run(tmp_path, "--compositor", "shim", "true", XDG_RUNTIME_DIR=f"{missing}")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"waylend: can't make a folder in {missing}: No such file or directory\n",
+    )
+    # An empty one is none (basedir-spec).
+    assert run(tmp_path, "--compositor", "shim", "true", XDG_RUNTIME_DIR="").returncode == 0

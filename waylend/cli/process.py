@@ -48,12 +48,19 @@ def compositor_or_passed_socket(compositor: str | None) -> str | socket.socket |
     return sock
 
 
-def private_place() -> str | None:
-    """Where the socket goes: XDG_RUNTIME_DIR, or where that isn't set, the system's temporary folder (mode 700 it is anyway)."""
+@contextmanager
+def private_folder() -> Iterator[str]:
+    """A folder for a socket, until the context is left: in XDG_RUNTIME_DIR, or where that isn't set, with the temporary files.
+
+    Raises UsageError.
+    """
+    place = f"{runtime_dir()}" if os.environ.get("XDG_RUNTIME_DIR") else None
     try:
-        return f"{runtime_dir()}"
-    except UsageError:
-        return None
+        folder = tempfile.TemporaryDirectory(prefix="waylend-", dir=place)  # mode 700 it is anyway
+    except OSError as error:
+        raise UsageError(f"can't make a folder in {place or tempfile.gettempdir()}: {error.strerror}") from error
+    with folder as path:
+        yield path
 
 
 class ShimFailed(click.exceptions.Exit):
@@ -85,7 +92,7 @@ async def the_compositor(
         except CompositorError as error:
             raise CompositorError(f"{error}; {_REMEDY}") from error
         return
-    with tempfile.TemporaryDirectory(prefix="waylend-", dir=private_place()) as folder:
+    with private_folder() as folder:
         path = Path(folder) / "shim-0"
         argv = [sys.executable, "-m", "compositor_shim", "--socket", f"{path}", "--size", size]
         argv += ["--strict"] if strict else []

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from waylend.cli.process import (
     check_shim_options,
     end_process,
     freeze_memory,
-    private_place,
+    private_folder,
     the_compositor,
 )
 from waylend.local.proxy import serve
@@ -79,7 +78,7 @@ def command(
         status = 0
         with (
             anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals,
-            tempfile.TemporaryDirectory(prefix="waylend-", dir=private_place()) as folder,
+            private_folder() as folder,
         ):
             listen = f"{folder}/wayland-0"
             try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from waylend.cli.options import (
     shim_options,
     trace_option,
 )
-from waylend.cli.process import ShimFailed, check_shim_options, private_place, the_compositor
+from waylend.cli.process import ShimFailed, check_shim_options, private_folder, the_compositor
 from waylend.vm.machine import Machine, run_in_vm
 
 
@@ -86,7 +85,7 @@ def command(
         status = 0
         with (
             anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals,
-            tempfile.TemporaryDirectory(prefix="waylend-", dir=private_place()) as folder,
+            private_folder() as folder,
         ):
             try:
                 async with the_compositor(compositor, size, screenshot, strict=compositor == "shim") as to:
