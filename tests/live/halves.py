@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,3 +76,40 @@ class Halves(Proxy):
         finally:
             self.guest_half.end()
             super().close()
+
+
+#: Puts a listening socket where a supervisor's are, and becomes the program.
+_ACTIVATE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class ActivatedHalves(Halves):
+    """Halves whose guest half is started by ``activate``, as a supervisor does when the first client has connected already."""
+
+    def start(self) -> None:
+        self.channel, self.bar = self.runtime_dir / "channel", self.runtime_dir / "bar"
+        self.start_host()
+        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listening.bind(str(self.socket))
+        self._listening.listen()
+
+    def activate(self) -> None:
+        command = [sys.executable, "-c", _ACTIVATE, str(self._listening.fileno()), *WAYLEND, "-v", "guest"]
+        command += ["--channel", f"unix:{self.channel}", "--bar", str(self.bar)]
+        environment = plain_environment(self.runtime_dir, PYTHONUNBUFFERED="1")
+        self.guest_half = Process(
+            command, self._log_dir / "guest-log", environment, pass_fds=[self._listening.fileno()]
+        )
+
+    def check_idle(self) -> None:
+        """What is open at rest isn't known: clients were there from the beginning."""
+
+    def close(self) -> None:
+        # The supervisor's to remove.
+        self._listening.close()
+        self.socket.unlink()
+        super().close()

@@ -14,7 +14,7 @@ from tests.live.client_runs import boxes, boxes_directly, keymap_of, repainted
 from tests.live.compositors import Sway
 from tests.live.conftest import MakeGuest
 from tests.live.guest import Guest
-from tests.live.halves import Halves
+from tests.live.halves import ActivatedHalves, Halves
 from tests.live.picture import Picture, has_colours
 from tests.processes import Process, require, wait_until
 
@@ -249,3 +249,12 @@ def test_a_stopped_guest_half_holds_up_nobody_else(sway: Sway, guest: Guest) -> 
     finally:
         halves.guest_half.send(signal.SIGCONT)
     sleeping_foot(sway, guest)
+
+
+def test_who_activates_the_guest_half_is_shown(sway: Sway, make_guest: MakeGuest) -> None:
+    """The first client is there before the guest half is, and that is there before the host half has greeted it."""
+    guest = make_guest(sway, proxy_type=ActivatedHalves)
+    assert isinstance(guest.proxy, ActivatedHalves)
+    foot = guest.start("foot", "sh", "-c", "sleep 1000")
+    guest.proxy.activate()
+    sway.wait_for_window(foot, "foot")

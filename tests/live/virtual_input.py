@@ -17,12 +17,12 @@ _DISPLAY, _REGISTRY, _CALLBACK, _SEAT, _POINTERS, _KEYBOARDS, _POINTER, _KEYBOAR
 
 LEFT_BUTTON = 0x110  # BTN_LEFT of linux/input-event-codes.h
 
-#: The usual American layout. The compositor includes what is named here and hands out the whole, some 60 KiB.
-_KEYMAP = b"""xkb_keymap {
+#: The compositor includes what is named here and hands out the whole, some 60 KiB.
+_KEYMAP = """xkb_keymap {
     xkb_keycodes { include "evdev+aliases(qwerty)" };
     xkb_types { include "complete" };
     xkb_compat { include "complete" };
-    xkb_symbols { include "pc+us+inet(evdev)" };
+    xkb_symbols { include "pc+%s+inet(evdev)" };
 };\0"""
 
 # First key code of linux/input-event-codes.h -> what it and those after it type, without and with shift.
@@ -65,13 +65,18 @@ class VirtualInput:
             )  # bind
         self._send(_POINTERS, 0, _word(_SEAT) + _word(_POINTER))  # create_virtual_pointer
         self._send(_KEYBOARDS, 0, _word(_SEAT) + _word(_KEYBOARD))  # create_virtual_keyboard
-        keymap_fd = os.memfd_create("keymap")
-        os.write(keymap_fd, _KEYMAP)
-        xkb_v1 = 1
-        self._send(_KEYBOARD, 0, struct.pack("=2I", xkb_v1, len(_KEYMAP)), keymap_fd)  # keymap
-        os.close(keymap_fd)
+        self.use_layout("us")
 
     # --- the keyboard -------------------------------------------------------------------------------------------------
+
+    def use_layout(self, name: str) -> None:
+        """Uploads the keymap of a layout, as programs that type for others do before each piece of text."""
+        keymap = (_KEYMAP % name).encode()
+        keymap_fd = os.memfd_create("keymap")
+        os.write(keymap_fd, keymap)
+        xkb_v1 = 1
+        self._send(_KEYBOARD, 0, struct.pack("=2I", xkb_v1, len(keymap)), keymap_fd)  # keymap
+        os.close(keymap_fd)
 
     def type_text(self, text: str) -> None:
         for character in text:
