@@ -74,6 +74,13 @@ class Limits:
     objects_per_client: int = 1 << 16
     aperture_bytes: int = 256 << 20
     leases: int = 1024
+    leases_per_client: int = 256
+    lent_bytes_per_client: int = 1 << 30
+    pools_per_client: int = 1024
+    streams_per_client: int = 128
+    fds: int = 512
+    fds_per_client: int = 448
+    waiting_bytes: int = 32 << 20
     title_bytes: int = 4096
 
     def __post_init__(self) -> None:

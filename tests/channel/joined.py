@@ -12,7 +12,7 @@ from waylend.channel.connection import ChannelConnection
 from waylend.channel.halves import GuestEnd, HostEnd
 from waylend.channel.link import EPOLLIN, EPOLLOUT
 from waylend.errors import PeerError
-from waylend.host_half.leases import LeaseGiven
+from waylend.host_half.leases import LeaseGiven, LeaseWanted
 from waylend.lending.lease import Lease, LossPolicy, Protection
 from waylend.lending.pages import PAGE_SIZE, PageRange
 from waylend.relay.endpoint import ReceiveBuffer
@@ -96,10 +96,19 @@ class Files:
     def __init__(self) -> None:
         self.aperture = os.memfd_create("aperture", os.MFD_CLOEXEC)
         self.leases: list[tuple[ChannelConnection, int, int]] = []
-        self.given: list[LeaseGiven] = []
+        self.wanted: list[LeaseWanted] = []
         self.given_back: list[LeaseGiven] = []
         self.opened: list[tuple[int, int, int]] = []
         self.over: list[ChannelConnection] = []
+        self.max_streams = 100
+        self.piling_up = 0
+
+    def grant(self, gfn: int) -> LeaseGiven:
+        """The last that was asked for."""
+        connection, object_id, page_count = self.leases[-1]
+        gfns = PageRange(gfn, gfn + page_count)
+        lease = Lease(1, "", "test", gfns, page_count * PAGE_SIZE, "", 0, Protection.READ, LossPolicy.ZERO)
+        return LeaseGiven(connection, object_id, lease, self.given_back.append)
 
     def of(self, connection: ChannelConnection) -> FilesOf:
         return FilesOf(self, connection)
@@ -124,10 +133,16 @@ class FilesOf:
 
     def lease_asked(self, object_id: int, page_count: int) -> None:
         self._files.leases.append((self._connection, object_id, page_count))
-        lease = Lease(
-            1, "", "test", PageRange(0, page_count), page_count * PAGE_SIZE, "", 0, Protection.READ, LossPolicy.ZERO
-        )
-        self._files.given.append(LeaseGiven(self._connection.channel, object_id, lease, self._files.given_back.append))
+        self._files.wanted.append(LeaseWanted(self._connection, object_id, page_count))
+
+    def room_for_descriptor(self, _count: int = 1) -> None: ...
+
+    def room_for_stream(self) -> None:
+        if len(self._connection.streams) >= self._files.max_streams:
+            raise PeerError("too many pipes")
+
+    def piling_up(self) -> None:
+        self._files.piling_up += 1
 
     def connection_over(self) -> None:
         self._files.over.append(self._connection)

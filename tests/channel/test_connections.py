@@ -12,7 +12,6 @@ from tests.channel.joined import FileOfHost, Files, HandLoop, Joined
 from waylend.channel.halves import PADDING, GuestEnd
 from waylend.channel.messages import CONNECTION_WINDOW_BYTES
 from waylend.guest_half.leases import LeaseAsked, WholeAperture
-from waylend.host_half.leases import refuse
 from waylend.wire.codec import encode
 from waylend.wire.tables import load_tables
 
@@ -67,8 +66,7 @@ def test_leases_are_asked_for_granted_and_given_back(joined: Joined) -> None:
     joined.loop.settle()
     ((connection, object_id, page_count),) = joined.files.leases
     assert (connection, object_id, page_count) == (host.connection, lease.object_id, 10)
-    (given,) = joined.files.given
-    given.tell("granted", 42)
+    given = joined.files.grant(42)
     joined.loop.settle()
     assert (lease.gfn, changes, losses, lease.failure) == (42, [42], [], "")
     given.tell("revoked")
@@ -82,10 +80,10 @@ def test_leases_are_asked_for_granted_and_given_back(joined: Joined) -> None:
 
 
 def test_a_refused_lease_says_why(joined: Joined) -> None:
-    guest, host = joined.connect()
+    guest, _ = joined.connect()
     lease = LeaseAsked(joined.guest.channel, guest.connection, 10, lambda: None, lambda _: None)
     joined.loop.settle()
-    refuse(host.connection, lease.object_id, "no room")
+    joined.files.wanted[0].refuse("no room")
     joined.loop.settle()
     assert (lease.gfn, lease.failure) == (-1, "no room")
     lease.give_back()

@@ -34,6 +34,7 @@ def test_a_half_that_ended_a_connection_has_nothing_to_say_of_it(joined: Joined,
     """Whether the other side has noticed or not: here its session reads nothing, so that the connection lives on."""
     joined.reads = False
     guest, host = joined.connect()
+    guest.send(b"not read")
     guest.connection.tell("end", b"first")
     joined.loop.settle()
     assert (host.ended, joined.host_over) == (False, [])

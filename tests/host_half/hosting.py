@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from tests.relay.between import DEADLINE_S, TABLES, Peer
+from waylend.backing.file import FileBacking
 from waylend.channel.messages import CHANNEL_ID
 from waylend.domain.process.caller import ProcessDomain
 from waylend.host_half.half import HostHalf
@@ -149,6 +150,13 @@ def request(name: str, object_id: int, *args: object) -> bytes:
     interface, message = name.split(".")
     spec = next(one for one in TABLES[interface].requests if one.name == message)
     return encode(spec, object_id, args)[0]
+
+
+def buffer_backing(hosting: Hosting) -> FileBacking:
+    """The file behind the buffers of the one lease that there is: only the process that serves it has it open."""
+    fds = f"/proc/{hosting.domain.pid}/fd"
+    (fd,) = (fd for fd in os.listdir(fds) if os.readlink(f"{fds}/{fd}").startswith("/memfd:waylend-buffer"))
+    return FileBacking(os.open(f"{fds}/{fd}", os.O_RDWR | os.O_CLOEXEC))
 
 
 def bar_fd(hosting: Hosting) -> int:

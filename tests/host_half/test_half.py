@@ -11,17 +11,25 @@ from collections.abc import Iterator
 import pytest
 
 from tests.domain.borrowers import FdBorrower
-from tests.host_half.hosting import GuestByHand, Hosting, bar_fd, request
+from tests.host_half.hosting import GuestByHand, Hosting, bar_fd, buffer_backing, request
+from tests.host_half.playing import (
+    BUFFER,
+    CONNECTION,
+    LEASE,
+    OTHER_POOL,
+    POOL,
+    SHM,
+    connected,
+    granted,
+    refused,
+    with_pool,
+)
 from tests.processes import wait_until
-from tests.relay.between import Peer, begin, open_fds
+from tests.relay.between import begin, open_fds
 from waylend.channel.messages import CHANNEL_ID
 from waylend.host_half import closing
 from waylend.lending.pages import PAGE_SIZE, PageRange
 from waylend.policy import Limits, Policy
-
-CONNECTION = 2
-LEASE = 3
-SHM, POOL, BUFFER, OTHER_POOL = 3, 4, 5, 6
 
 
 @pytest.fixture
@@ -31,57 +39,6 @@ def hosting() -> Iterator[Hosting]:
     yield running
     running.close()
     assert open_fds() == before
-
-
-class Client(Peer):
-    """A client's side of a connection through the channel, as a Peer: Wayland messages go and come as the channel's bytes."""
-
-    def __init__(self, guest: GuestByHand, object_id: int) -> None:
-        super().__init__(guest.sock)
-        self._guest = guest
-        self._id = object_id
-
-    def send_raw(self, octets: bytes, fds: tuple[int, ...] = ()) -> None:
-        assert not fds
-        self._guest.client(self._id, octets)
-
-    def read(self, size_bytes: int) -> bytes:
-        while len(self.arrived) < size_bytes:
-            (content,) = self._guest.expect("waylend_connection_v1.bytes")
-            assert isinstance(content, bytes)
-            self.arrived += content
-        octets, self.arrived = self.arrived[:size_bytes], self.arrived[size_bytes:]
-        return octets
-
-
-def connected(hosting: Hosting, guest: GuestByHand, object_id: int = CONNECTION) -> tuple[Client, Peer]:
-    guest.tell("waylend_channel_v1.connect", 1, object_id)
-    return Client(guest, object_id), hosting.compositors.get(timeout=10)
-
-
-def with_pool(hosting: Hosting, guest: GuestByHand) -> tuple[Client, Peer]:
-    """A client that has bound wl_shm and made a pool of the aperture."""
-    client, compositor = connected(hosting, guest)
-    begin(client, compositor, (1, "wl_shm", 1))
-    client.send("wl_registry.bind", 2, 1, b"wl_shm", 1, SHM)
-    compositor.receive("wl_registry.bind")
-    guest.tell("waylend_connection_v1.attach_aperture", CONNECTION)
-    client.send("wl_shm.create_pool", SHM, POOL, "fd", 4096)
-    return client, compositor
-
-
-def granted(guest: GuestByHand, object_id: int, page_count: int, connection: int = CONNECTION) -> int:
-    guest.tell("waylend_connection_v1.lease", connection, object_id, page_count)
-    (gfn,) = guest.expect("waylend_lease_v1.granted")
-    assert isinstance(gfn, int)
-    return gfn
-
-
-def refused(client: Client) -> str:
-    """The error that the client gets."""
-    _, (_, _, text) = client.receive("wl_display.error")
-    assert isinstance(text, bytes)
-    return text.decode()
 
 
 def test_the_pool_is_the_whole_aperture_whatever_the_guest_says(hosting: Hosting) -> None:
@@ -140,13 +97,12 @@ def test_what_was_drawn_is_written_back_before_the_compositor_unmaps_it(hosting:
     _, compositor = with_pool(hosting, guest)
     compositor.receive("wl_shm.create_pool")
     gfn = granted(guest, LEASE, 4)
-    (lent,) = hosting.domain._borrowed.values()
-    with FdBorrower(bar_fd(hosting), writable=True) as drawing:
+    with FdBorrower(bar_fd(hosting), writable=True) as drawing, contextlib.closing(buffer_backing(hosting)) as backing:
         drawing.write(gfn * PAGE_SIZE, b"drawn")
-        assert lent.backing.read(PageRange(0, 1)) == bytes(PAGE_SIZE)
+        assert backing.read(PageRange(0, 1)) == bytes(PAGE_SIZE)
         guest.tell("waylend_connection_v1.end", CONNECTION, b"")
         assert compositor.is_at_end()
-        assert lent.backing.read(PageRange(0, 1)).startswith(b"drawn")
+        assert backing.read(PageRange(0, 1)).startswith(b"drawn")
 
 
 def test_a_guest_that_never_stops_storing_does_not_hold_the_compositor_up(

@@ -31,5 +31,14 @@ class Attachments(Protocol):
     def lease_asked(self, object_id: int, page_count: int) -> None:
         """For ``lease``: the object id is checked, and new."""
 
+    def room_for_descriptor(self, count: int = 1) -> None:
+        """Called before so many more are held for this connection. Raises PeerError when there are too many."""
+
+    def room_for_stream(self) -> None:
+        """The same for a pipe, which is two descriptors until one of them has gone on, and an object of the channel."""
+
+    def piling_up(self) -> None:
+        """More has arrived than the session takes."""
+
     def connection_over(self) -> None:
         """The session has closed it."""

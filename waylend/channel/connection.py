@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import struct
 from collections import deque
 from collections.abc import Callable
@@ -28,12 +29,11 @@ _UINT = struct.Struct("=I")
 _CREDIT_BYTES = CONNECTION_WINDOW_BYTES // 4
 #: A session sends what one receive brought, and stops receiving when this much is left of its credit.
 _RESERVE_BYTES = 1 << 18
-#: Descriptors that may come before the bytes that they belong to.
-_MAX_ATTACHMENTS = 28
-#: Pipes of one link that may be open at a time: each is a descriptor, which a guest must not use up.
-MAX_STREAMS = 1024
+#: Pieces of what arrives are put together up to this size, so that small ones cost no more memory than large ones.
+_PIECE_BYTES = 1 << 16
 #: A session sends no more while that much of it waits for the link. It is far below what would end the link.
 _MAX_WAITING_BYTES = 1 << 16
+_EPOLLHUP = select.EPOLLHUP
 #: More than any limit that a session compares with.
 _FULL = 1 << 62
 #: While it is one of these, what the session has to say goes to the other half ...
@@ -68,11 +68,16 @@ class ChannelConnection(ChannelObject):
         self._handler: Callable[[int], None] | None = None
         self._feed: Callable[[memoryview, memoryview, int], None] | None = None
         self._mask = EPOLLIN
-        self._inbox: deque[tuple[bytes, list[int]]] = deque()
+        self._inbox: deque[tuple[bytearray, list[int]]] = deque()
         self._arrived_fds: list[int] = []
-        self._inbox_bytes = 0
+        #: What has arrived and the session hasn't taken: bytes and descriptors.
+        self.inbox_bytes = 0
+        self.inbox_fds = 0
+        #: Its open pipes. They live on when it is closed.
+        self.streams: set[Stream] = set()
         self._taken_bytes = 0  # of what came: no longer in the inbox, credit not given yet
         self._on_way_bytes = 0
+        self._held = False
         self._life = Life.OPEN
         self._failure = PeerError("")
         self.outbox.on_empty = self._look_for_room
@@ -122,7 +127,8 @@ class ChannelConnection(ChannelObject):
         start, count = len(self.rest), len(content)
         buffer.octets[:start] = self.rest
         buffer.octets[start : start + count] = content
-        self._inbox_bytes -= count
+        self.inbox_bytes -= count
+        self.inbox_fds -= len(fds)
         self._take(count)
         return start + count, fds or None
 
@@ -152,9 +158,19 @@ class ChannelConnection(ChannelObject):
     def _has_room(self) -> bool:
         """There is credit to spare, and the link takes what is sent: what waits for it is memory of ours."""
         waiting_bytes = self.outbox.waiting_bytes
-        return self._on_way_bytes <= CONNECTION_WINDOW_BYTES - _RESERVE_BYTES and (
-            not waiting_bytes or (waiting_bytes <= _MAX_WAITING_BYTES and not self.channel.crowded)
+        return (
+            not self._held
+            and self._on_way_bytes <= CONNECTION_WINDOW_BYTES - _RESERVE_BYTES
+            and (not waiting_bytes or (waiting_bytes <= _MAX_WAITING_BYTES and not self.channel.crowded))
         )
+
+    def hold(self, held: bool) -> None:
+        """While it is held its session brings nothing more for the other half."""
+        self._held = held
+        if held:
+            self.queued_bytes = _FULL
+        else:
+            self._look_for_room()
 
     def _look_for_room(self) -> None:
         if self.queued_bytes and self._has_room:
@@ -190,11 +206,17 @@ class ChannelConnection(ChannelObject):
             self.tell("attach_stream", object_id)
             self.link.send(self.outbox, _reset(self.link, object_id))
             return
-        self.channel.streams.add(stream)
+        self._stream_begins(stream)
         self.tell("attach_stream", object_id)
 
+    def _stream_begins(self, stream: Stream) -> None:
+        self.streams.add(stream)
+        self.channel.streams.add(stream)
+
     def _stream_over(self, stream: Stream) -> None:
+        self.streams.discard(stream)
         self.channel.streams.discard(stream)
+        self.channel.orphans.pop(stream, None)
 
     def flush(self) -> bool:
         """What is queued is the link's business, which sends it in its turn."""
@@ -210,6 +232,7 @@ class ChannelConnection(ChannelObject):
         self._life = after(self._life, Step.CLOSE)
         self._handler = self._feed = None
         self._drop_inbox()
+        self.channel.orphans.update(dict.fromkeys(self.streams))
         if not self.channel.closed:
             self.tell("end", self.end_reason.encode(errors="replace")[:1024].replace(b"\0", b"?"))
             if self._life is Life.OVER:
@@ -222,7 +245,7 @@ class ChannelConnection(ChannelObject):
         _close_all(self._arrived_fds)
         self._inbox.clear()
         self._arrived_fds.clear()
-        self._inbox_bytes = 0
+        self.inbox_bytes = self.inbox_fds = 0
 
     # The other half's side
 
@@ -249,11 +272,16 @@ class ChannelConnection(ChannelObject):
             raise ChannelError(f"{self}.bytes: {size} bytes in a message of {length}")
         if self._life is not Life.OPEN or not size:
             return  # nothing is no end, and attachments wait for bytes
-        if self._inbox_bytes + self._taken_bytes + size > CONNECTION_WINDOW_BYTES:
+        if self.inbox_bytes + self._taken_bytes + size > CONNECTION_WINDOW_BYTES:
             raise ChannelError(f"{self}: more bytes than it has credit for")
-        fds, self._arrived_fds = self._arrived_fds, []
-        self._inbox.append((bytes(body[4:]), fds))
-        self._inbox_bytes += size
+        self.inbox_bytes += size
+        if self._inbox and not self._arrived_fds and len(self._inbox[-1][0]) + size <= _PIECE_BYTES:
+            self._inbox[-1][0].extend(body[4:])
+        else:
+            fds, self._arrived_fds = self._arrived_fds, []
+            self._inbox.append((bytearray(body[4:]), fds))
+            if len(self._inbox) > 1:
+                self.attachments.piling_up()
         handler = self._handler
         if handler is not None and self._mask & EPOLLIN:
             handler(EPOLLIN)
@@ -266,20 +294,24 @@ class ChannelConnection(ChannelObject):
 
     def on_attach_stream(self, object_id: int) -> None:
         self.channel.check_new_id(object_id)
-        if len(self.channel.streams) >= MAX_STREAMS:
-            self._refuse_stream(object_id, f"{MAX_STREAMS} pipes are open already")
+        if self._life is not Life.OPEN:
+            self.link.send(self.outbox, _reset(self.link, object_id))
             return
         try:
+            self.attachments.room_for_stream()
             stream = StreamSource(self.channel, object_id, self._stream_over)
-        except OSError as error:
-            self._refuse_stream(object_id, f"can't make a pipe: {error.strerror}")
+        except PeerError as error:
+            self._refuse_stream(object_id, error)
             return
-        self.channel.streams.add(stream)
+        except OSError as error:
+            self._refuse_stream(object_id, PeerError(f"can't make a pipe: {error.strerror}"))
+            return
+        self._stream_begins(stream)
         self._arrived(stream.take_writing_end())
 
-    def _refuse_stream(self, object_id: int, why: str) -> None:
+    def _refuse_stream(self, object_id: int, error: PeerError) -> None:
         self.link.send(self.outbox, _reset(self.link, object_id))
-        self._fail(PeerError(why))
+        self._fail(error)
 
     def on_attach_aperture(self) -> None:
         self._arrive(self.attachments.open_aperture)
@@ -291,6 +323,7 @@ class ChannelConnection(ChannelObject):
         if self._life is not Life.OPEN:
             return
         try:
+            self.attachments.room_for_descriptor()
             fd = open_fd()
         except OSError as error:
             self._fail(PeerError(f"an attachment can't be opened: {error.strerror}"))
@@ -300,12 +333,8 @@ class ChannelConnection(ChannelObject):
             self._arrived(fd)
 
     def _arrived(self, fd: int) -> None:
-        if self._life is not Life.OPEN:
-            os.close(fd)
-            return
         self._arrived_fds.append(fd)
-        if len(self._arrived_fds) > _MAX_ATTACHMENTS:
-            self._fail(PeerError(f"{len(self._arrived_fds)} attachments came with no message for them"))
+        self.inbox_fds += 1
 
     def _fail(self, error: PeerError) -> None:
         """Ends this client's connection, and none else: its session finds ``error`` when it receives."""
@@ -328,8 +357,10 @@ class ChannelConnection(ChannelObject):
         self.end_reason = reason.decode(errors="replace")
         if self._life is Life.OVER:
             self.channel.remove(self.object_id)
-        else:
-            self._deliver()
+            return
+        self._deliver()
+        if self._handler is not None and not self._inbox:
+            self._handler(_EPOLLHUP)  # told always, as epoll does
 
     def link_closed(self) -> None:
         """The channel is over: the session finds an end of file, behind what has arrived and can be passed on now."""

@@ -42,8 +42,9 @@ class _End(ChannelObject):
     def on_ping(self, serial: int) -> None:
         self.tell("pong", serial)
 
-    def on_pong(self, _serial: int) -> None:
-        """That it came is what it says."""
+    def on_pong(self, serial: int) -> None:
+        """That it came is what it says, and that all before its ping did."""
+        self.channel.answer(serial)
 
     def beat(self, elapsed_s: float) -> None:
         """To be called every ``elapsed_s``, some seconds, while there is the link: asks whether the other half is there.

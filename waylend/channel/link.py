@@ -93,6 +93,8 @@ class Link:
         self.objects: dict[int, ChannelObject] = {}
         #: Open pipes: they outlive the connections that they came with.
         self.streams: set[ChannelObject] = set()
+        #: Those of them whose connection is closed, the oldest first.
+        self.orphans: dict[ChannelObject, None] = {}
         self._fd = fd
         self._on_end = on_end
         self._silence_s = silence_s
@@ -115,6 +117,7 @@ class Link:
         self._heard = False
         self._pings = 0
         self._pinged = False
+        self._asked: dict[int, Callable[[], None]] = {}
         loop.add(fd, EPOLLIN, self._on_events)
 
     # Objects
@@ -161,6 +164,7 @@ class Link:
         self._waiting_bytes = 0
         self._turns.clear()
         self.objects = {CHANNEL_ID: self.objects[CHANNEL_ID]}
+        self._asked.clear()
         self._last_theirs = CHANNEL_ID
 
     # Receiving
@@ -360,8 +364,26 @@ class Link:
             logger.warning("nothing was heard of the other half for %.0f s; it may be paused", self.silent_s)
         if not self._pinged:
             self._pinged = True
-            self._pings = (self._pings + 1) & 0xFFFFFFFF
-            ping(self._pings)
+            ping(self._next_serial())
+
+    def _next_serial(self) -> int:
+        self._pings = (self._pings + 1) & 0xFFFFFFFF
+        return self._pings
+
+    def ask(self, source: Outbox, answered: Callable[[], None]) -> None:
+        """``answered`` is called once the other half has seen all that ``source`` has sent until now.
+
+        It answers a ping behind that. Who asks has to bound how often before the answer.
+        """
+        serial = self._next_serial()
+        self._asked[serial] = answered
+        self.send(source, self.objects[CHANNEL_ID].encode("ping", serial))
+
+    def answer(self, serial: int) -> None:
+        """A pong came."""
+        answered = self._asked.pop(serial, None)
+        if answered is not None:
+            answered()
 
     def fail(self, why: str, *, tell: bool = False) -> None:
         """The link is over. With ``tell`` a host half says why first, if the stream takes it at once."""

@@ -33,6 +33,8 @@ from waylend.wire.spec import InterfaceSpec
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 0.2
+#: Pipes that a host half may have open here.
+_MAX_STREAMS = 1024
 _MAX_RETRY_S = 2.0
 
 
@@ -180,6 +182,16 @@ class GuestHalf:
 
     def lease_asked(self, _object_id: int, _page_count: int) -> None:
         raise PeerError("a host half asks for no leases")
+
+    def room_for_descriptor(self, _count: int = 1) -> None:
+        """What a host half attaches is its business, but for pipes."""
+
+    def room_for_stream(self) -> None:
+        if self._end is not None and len(self._end.channel.streams) >= _MAX_STREAMS:
+            raise PeerError(f"{_MAX_STREAMS} pipes are open already")
+
+    def piling_up(self) -> None:
+        """A host half sends no more than it has credit for."""
 
     def connection_over(self) -> None:
         """Its interposers have let go of all that was the client's."""

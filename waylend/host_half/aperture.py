@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable, Sequence
 
 from waylend.backing.file import FileBacking
 from waylend.domain.process.caller import ProcessDomain
@@ -18,6 +19,10 @@ from waylend.relay.interpose.lent_files import FileLender
 _MOST_POOL_BYTES = (1 << 31) - PAGE_SIZE
 
 
+class ApertureDescriptor(int):
+    """A descriptor of the whole aperture. Whatever else a guest half attaches is a pipe."""
+
+
 class LentAperture:
     """Lives in the loop's thread. Owns descriptors of the domain's aperture; the domain is its maker's to close."""
 
@@ -28,7 +33,6 @@ class LentAperture:
         self.page_count = status.st_size // PAGE_SIZE
         #: What a pool of the whole aperture has, in bytes; an int32.
         self.pool_bytes = min(status.st_size, _MOST_POOL_BYTES)
-        self._identity = (status.st_dev, status.st_ino)
         #: A file of one page that is nobody's memory.
         self.stand_in_fd = os.memfd_create("waylend-no-pool", os.MFD_CLOEXEC)
         os.ftruncate(self.stand_in_fd, PAGE_SIZE)
@@ -36,26 +40,19 @@ class LentAperture:
         self._recycler = LeaseRecycler(domain)
         self._closing = ClosingThread(self._bar_fd, domain)
 
-    def open(self) -> int:
+    def open(self) -> ApertureDescriptor:
         """A descriptor of the whole aperture. Raises OSError."""
-        return os.dup(self._bar_fd)
-
-    def is_at(self, fd: int) -> bool:
-        """Whether that is a descriptor of the aperture."""
-        status = os.fstat(fd)
-        return (status.st_dev, status.st_ino) == self._identity
+        return ApertureDescriptor(os.dup(self._bar_fd))
 
     def lend(self, page_count: int) -> Lease:
         """Memory for buffers. Raises LendingError, OSError."""
-        if not 0 < page_count <= self.page_count:
-            raise LendingError(f"{page_count} pages are more than the aperture has")
         lease = self._recycler.take(page_count)
         if lease is not None:
             return lease
         try:
             return self._lend_anew(page_count)
         except LendingError:
-            if not self._recycler.end_all():
+            if not self.make_room():
                 raise
             return self._lend_anew(page_count)
 
@@ -76,9 +73,9 @@ class LentAperture:
                 name="wl_shm buffers",
                 redrawn=True,
             )
-        except BaseException:
+        finally:
+            # Its pages are the serving process's from now on. A descriptor here for each buffer would be the guest's to use up.
             backing.close()
-            raise
 
     def give_back(self, lease: Lease) -> None:
         """A lease of ``lend`` is over, for the client that had it."""
@@ -88,9 +85,18 @@ class LentAperture:
         """Whether there is a guest half, which may ask for what was given back."""
         self._recycler.keep(kept)
 
-    def close_later(self, sock: socket.socket) -> None:
+    def close_later(self, sock: socket.socket, after: Sequence[Callable[[], None]]) -> None:
         """Closes a connection to a compositor that has mapped the aperture, when that waits for no write-back."""
-        self._closing.close_later(sock)
+        self._closing.close_later(sock, after)
+
+    @property
+    def closing_count(self) -> int:
+        """Connections that wait for that."""
+        return self._closing.waiting
+
+    def make_room(self) -> bool:
+        """Ends what is kept for the next who asks. Returns whether there was any."""
+        return self._recycler.end_all()
 
     def close(self) -> None:
         """Returns when all connections are closed. The leases end with their domain."""

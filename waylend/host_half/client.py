@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable
 
 from waylend.channel.connection import ChannelConnection
 from waylend.channel.messages import CHANNEL_ID
-from waylend.errors import LendingError, PeerError
+from waylend.errors import LendingError, LimitExceeded, NoSpace, PeerError, ProtocolError, QuotaExceeded
 from waylend.host_half.aperture import LentAperture
 from waylend.host_half.closing import CompositorEnd
-from waylend.host_half.leases import LeaseGiven, refuse
+from waylend.host_half.leases import LeaseGiven, LeaseWanted, refuse
+from waylend.host_half.shares import Shares
 from waylend.lending.lease import Lease
+from waylend.lending.pages import PAGE_SHIFT
 from waylend.relay.events import LeaseLent, LeaseReturned, RelayEvent
 from waylend.relay.session import Session
+from waylend.wire.objects import DISPLAY_ID
 
 logger = logging.getLogger(__name__)
+
+#: How long a client waits for memory that others have given back or lost, and how often it is tried.
+_PATIENCE_S = 1.0
+_RETRY_S = 0.05
 
 
 class GuestClient:
@@ -25,18 +35,23 @@ class GuestClient:
         self,
         connection: ChannelConnection,
         aperture: LentAperture,
+        shares: Shares,
         *,
         emit: Callable[[RelayEvent], None],
         on_over: Callable[[GuestClient], None],
     ) -> None:
         self.connection = connection
         self.aperture = aperture
+        self.shares = shares
         #: Once the compositor has taken the connection.
         self.session: Session | None = None
+        #: Files of the compositor that are lent to it.
+        self.file_count = 0
         self._emit = emit
         self._on_over = on_over
-        #: What it may write to, by the lease's number.
+        #: What it may write to, and what was given back and still has buffers, by the lease's number.
         self._given: dict[int, LeaseGiven] = {}
+        self._wanted: deque[LeaseWanted] = deque()
 
     @property
     def session_id(self) -> int:
@@ -44,14 +59,60 @@ class GuestClient:
         return 0 if self.session is None else self.session.session_id
 
     @property
-    def leases(self) -> Iterable[Lease]:
-        """What it may write to."""
-        return (given.lease for given in self._given.values())
+    def _compositor(self) -> CompositorEnd | None:
+        if self.session is None:
+            return None
+        assert isinstance(self.session.compositor, CompositorEnd)
+        return self.session.compositor
+
+    # What it holds (``Holder``)
+
+    @property
+    def fd_count(self) -> int:
+        compositor = self._compositor
+        queued = compositor.queued_fds if compositor is not None else 0
+        return 1 + queued + self.connection.inbox_fds + len(self.connection.streams) + self.file_count
+
+    @property
+    def lease_count(self) -> int:
+        return len(self._given)
+
+    @property
+    def page_count(self) -> int:
+        return sum(given.lease.page_count for given in self._given.values())
+
+    @property
+    def waiting_bytes(self) -> int:
+        compositor = self._compositor
+        return self.connection.inbox_bytes + (compositor.queued_bytes if compositor is not None else 0)
+
+    def evict(self, error: ProtocolError) -> None:
+        """See ``Holder``."""
+        if self.session is not None:
+            self.session.refuse(error)
+        else:
+            self.connection.end_reason = f"{error}"
+            self.connection.close()
+
+    # What the interposers ask for
+
+    def lease_of(self, start_bytes: int, end_bytes: int) -> LeaseGiven | None:
+        """The lease that it may write to in which that range of the aperture lies."""
+        for given in self._given.values():
+            start = given.lease.gfns.start << PAGE_SHIFT
+            if not given.given_back and start <= start_bytes and end_bytes <= start + given.lease.size_bytes:
+                return given
+        return None
+
+    def buffer_gone(self, given: LeaseGiven) -> None:
+        """A buffer in that lease was destroyed."""
+        given.buffer_count -= 1
+        self._look_over(given)
 
     def aperture_mapped(self) -> None:
         """Its connection to the compositor has a mapping of the aperture from now on, to its end."""
-        assert self.session is not None and isinstance(self.session.compositor, CompositorEnd)
-        self.session.compositor.maps_aperture = True
+        assert self._compositor is not None
+        self._compositor.maps_aperture = True
 
     def file_ended(self, lease: Lease) -> None:
         """A lease that went as an attachment is over."""
@@ -60,10 +121,21 @@ class GuestClient:
     def tell_revoked(self, lease_id: int) -> None:
         """The host took the pages of that lease away, if it is one of these."""
         given = self._given.get(lease_id)
-        if given is not None:
-            given.tell("revoked")
+        if given is not None and not given.given_back:
+            given.tell_revoked()
 
     # Attachments
+
+    def room_for_descriptor(self, count: int = 1) -> None:
+        self.shares.descriptor(self, count)
+
+    def room_for_stream(self) -> None:
+        self.shares.stream(self, len(self.connection.streams))
+        self.shares.descriptor(self, 2)
+
+    def piling_up(self) -> None:
+        with contextlib.suppress(LimitExceeded):  # it is ended then
+            self.shares.waiting(self)
 
     def open_aperture(self) -> int:
         return self.aperture.open()
@@ -74,29 +146,71 @@ class GuestClient:
     def lease_asked(self, object_id: int, page_count: int) -> None:
         if self.connection.is_closed:
             refuse(self.connection, object_id, "the connection is over")
-            return
+        elif not 0 < page_count <= self.aperture.page_count:
+            refuse(self.connection, object_id, f"{page_count} pages are more than the aperture has")
+        else:
+            self._wanted.append(LeaseWanted(self.connection, object_id, page_count))
+            if len(self._wanted) == 1:
+                self._lend_all(_PATIENCE_S)
+
+    def _lend_all(self, patience_s: float) -> None:
+        """What is wanted, in turn; the first waits ``patience_s`` at the most."""
+        while self._wanted:
+            wanted = self._wanted[0]
+            if not wanted.given_back:
+                try:
+                    self._lend(wanted)
+                except (NoSpace, QuotaExceeded, LimitExceeded) as error:
+                    if patience_s > 0 and self._may_wait(error):
+                        again = functools.partial(self._lend_all, patience_s - _RETRY_S)
+                        self.connection.channel.loop.call_later(_RETRY_S, again)
+                        return
+                    self._refuse(wanted, error)
+                except (LendingError, OSError) as error:
+                    self._refuse(wanted, error)
+            if self._wanted:
+                self._wanted.popleft()
+            patience_s = _PATIENCE_S
+
+    def _refuse(self, wanted: LeaseWanted, error: Exception) -> None:
+        logger.info("a guest asked for %d pages: %s", wanted.page_count, error)
+        wanted.refuse(f"{error}")
+
+    def _may_wait(self, error: Exception) -> bool:
+        """Whether others' memory may come free soon; ends the one who has most where that isn't this client."""
+        if isinstance(error, LimitExceeded):
+            return False
+        why = LimitExceeded(DISPLAY_ID, ProtocolError.NO_MEMORY, f"wl_display#1: {error} (limit aperture_bytes)")
         try:
-            lease = self.aperture.lend(page_count)
-        except (LendingError, OSError) as error:
-            logger.info("a guest asked for %d pages: %s", page_count, error)
-            refuse(self.connection, object_id, f"{error}")
-            return
-        given = LeaseGiven(self.connection.channel, object_id, lease, self._give_back)
-        self._given[lease.lease_id] = given
-        self.connection.channel.send(self.connection.outbox, given.encode("granted", lease.gfns.start))
+            self.shares.make_room(self, lambda holder: holder.page_count, why)
+        except LimitExceeded:
+            return self.aperture.closing_count > 0
+        return True
+
+    def _lend(self, wanted: LeaseWanted) -> None:
+        self.shares.lease(self, wanted.page_count)
+        lease = self.aperture.lend(wanted.page_count)
+        self._given[lease.lease_id] = LeaseGiven(self.connection, wanted.object_id, lease, self._look_over)
         self._emit(LeaseLent(self.session_id, lease.lease_id, lease.name, lease.size_bytes))
 
-    def _give_back(self, given: LeaseGiven) -> None:
-        del self._given[given.lease.lease_id]
-        self._retire(given.lease)
-
-    def _retire(self, lease: Lease) -> None:
-        self.aperture.give_back(lease)
-        self._emit(LeaseReturned(self.session_id, lease.lease_id))
+    def _look_over(self, given: LeaseGiven) -> None:
+        if given.given_back and not given.buffer_count:
+            del self._given[given.lease.lease_id]
+            self.aperture.give_back(given.lease)
+            self._emit(LeaseReturned(self.session_id, given.lease.lease_id))
 
     def connection_over(self) -> None:
+        for wanted in self._wanted:
+            self.connection.channel.remove(wanted.object_id)
+        self._wanted.clear()
+        compositor = self._compositor
         for given in self._given.values():
             self.connection.channel.remove(given.object_id)
-            self._retire(given.lease)
+            self._emit(LeaseReturned(self.session_id, given.lease.lease_id))
+            if given.buffer_count and compositor is not None:
+                # Its buffers go with its connection to the compositor.
+                compositor.after_close(functools.partial(self.aperture.give_back, given.lease))
+            else:
+                self.aperture.give_back(given.lease)
         self._given.clear()
         self._on_over(self)

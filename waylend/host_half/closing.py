@@ -9,7 +9,8 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from waylend.domain.process.caller import ProcessDomain
 from waylend.errors import LendingError
@@ -22,24 +23,38 @@ _CALM_S = 0.01
 _WRITE_BACKS = 3
 
 
+class _Departing(NamedTuple):
+    sock: socket.socket
+    after: Sequence[Callable[[], None]]
+
+
 class CompositorEnd(Endpoint):
     """A connection to the compositor. Once that has mapped the aperture it is not closed here, but given to ``close_later``."""
 
-    __slots__ = ("_close_later", "maps_aperture")
+    __slots__ = ("_after", "_close_later", "maps_aperture")
 
-    def __init__(self, sock: socket.socket, close_later: Callable[[socket.socket], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, close_later: Callable[[socket.socket, Sequence[Callable[[], None]]], None]
+    ) -> None:
         super().__init__(sock)
         self.maps_aperture = False
         self._close_later = close_later
+        self._after: list[Callable[[], None]] = []
+
+    def after_close(self, call: Callable[[], None]) -> None:
+        """Once it is closed, when the compositor can't look at the aperture for it any more: on any thread."""
+        self._after.append(call)
 
     def close(self) -> None:
         """See ``Endpoint``."""
         if self.maps_aperture and not self._closed:
             self._closed = True
             self.drop_queue()
-            self._close_later(self.sock)
-        else:
+            self._close_later(self.sock, self._after)
+        elif not self._closed:
             super().close()
+            for call in self._after:
+                call()
 
 
 class ClosingThread:
@@ -52,13 +67,22 @@ class ClosingThread:
     def __init__(self, bar_fd: int, domain: ProcessDomain) -> None:
         self._bar_fd = bar_fd
         self._domain = domain
-        self._queue: queue.SimpleQueue[socket.socket | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Departing | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._waiting = 0
         self._thread = threading.Thread(target=self._run, name="departures", daemon=True)
         self._thread.start()
 
-    def close_later(self, sock: socket.socket) -> None:
-        """Owns ``sock``."""
-        self._queue.put(sock)
+    @property
+    def waiting(self) -> int:
+        """How many connections there still are: each is a client for its compositor."""
+        return self._waiting
+
+    def close_later(self, sock: socket.socket, after: Sequence[Callable[[], None]] = ()) -> None:
+        """Owns ``sock``. ``after`` is called on the thread, once it is closed."""
+        with self._lock:
+            self._waiting += 1
+        self._queue.put(_Departing(sock, after))
 
     def _run(self) -> None:
         going_on = True
@@ -68,12 +92,16 @@ class ClosingThread:
             while not self._queue.empty():
                 departing.append(self._queue.get())
             going_on = None not in departing
-            sockets = [sock for sock in departing if sock is not None]
-            if sockets:
+            connections = [connection for connection in departing if connection is not None]
+            if connections:
                 with contextlib.suppress(OSError, LendingError):  # cut off: then nothing is dirty any more
                     self._settle()
-            for sock in sockets:
-                sock.close()
+            for connection in connections:
+                connection.sock.close()
+                with self._lock:
+                    self._waiting -= 1
+                for call in connection.after:
+                    call()
 
     def _settle(self) -> None:
         """Returns when whoever unmaps the aperture will not wait for long."""

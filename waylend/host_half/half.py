@@ -12,17 +12,18 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from waylend.channel.connection import MAX_STREAMS, ChannelConnection
+from waylend.channel.connection import ChannelConnection
 from waylend.channel.halves import HostEnd
 from waylend.channel.link import GONE
 from waylend.channel.transport import check_identity
 from waylend.domain.process.caller import ProcessDomain
-from waylend.errors import ChannelError
+from waylend.errors import ChannelError, LimitExceeded, ProtocolError
 from waylend.host_half.aperture import LentAperture
 from waylend.host_half.client import GuestClient
 from waylend.host_half.closing import CompositorEnd
 from waylend.host_half.files import FilesAcross, OnlyPipes
 from waylend.host_half.pools import AperturePools
+from waylend.host_half.shares import Shares
 from waylend.lending.p2m import LendingEvent, LendingEventKind
 from waylend.policy import NOT_ACROSS_MACHINES, Limits, Policy
 from waylend.relay.events import RelayEvent
@@ -32,6 +33,7 @@ from waylend.relay.interpose.toplevel import Toplevels
 from waylend.relay.loop import EPOLLIN, Loop
 from waylend.relay.relay import MakeInterposers, Relay
 from waylend.relay.session import Session, Trace
+from waylend.wire.objects import DISPLAY_ID
 from waylend.wire.spec import InterfaceSpec
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 def _most_objects(limits: Limits) -> int:
     """On the channel. Connections that were closed here are there until the guest half has heard of it and ends them, too."""
-    return 4 * limits.clients + limits.leases + MAX_STREAMS
+    return 4 * limits.clients + 2 * limits.leases + limits.fds
 
 
 class HostHalf:
@@ -69,6 +71,7 @@ class HostHalf:
         self._unwatch = domain.events.watch(self._on_lending, faults=False)
         #: Those whose connection isn't over.
         self.clients: set[GuestClient] = set()
+        self._shares = Shares(self._policy.limits, self.clients, self._other_fds)
         self._end: HostEnd | None = None
         self.relay = Relay(
             loop,
@@ -136,7 +139,7 @@ class HostHalf:
             fd,
             attachments_of=self._new_client,
             page_count=self._aperture.page_count,
-            on_connection=self.relay.take_in,
+            on_connection=self._on_connection,
             on_over=self._on_over,
             token=self._token,
             silence_s=self._silence_s,
@@ -144,9 +147,25 @@ class HostHalf:
         )
 
     def _new_client(self, connection: ChannelConnection) -> GuestClient:
-        client = GuestClient(connection, self._aperture, emit=self.relay.emit, on_over=self.clients.discard)
+        client = GuestClient(
+            connection, self._aperture, self._shares, emit=self.relay.emit, on_over=self.clients.discard
+        )
         self.clients.add(client)
         return client
+
+    def _on_connection(self, connection: ChannelConnection) -> None:
+        # A connection to the compositor that waits to be closed is one: to it, that client is still there.
+        count, limit = len(self.clients) + self._aperture.closing_count, self._policy.limits.clients
+        if count > limit:
+            why = f"wl_display#1: {limit} clients are here already (limit clients = {limit})"
+            self.relay.turn_away(connection, LimitExceeded(DISPLAY_ID, ProtocolError.NO_MEMORY, why))
+        else:
+            self.relay.take_in(connection)
+
+    def _other_fds(self) -> int:
+        """Descriptors that are held for clients that have left."""
+        orphans = self._end.channel.orphans if self._end is not None else ()
+        return len(orphans) + self._aperture.closing_count
 
     def _on_over(self, why: str) -> None:
         # A guest may come and go; what a guest half or its VMM does wrong is worth a word.

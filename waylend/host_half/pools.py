@@ -10,9 +10,11 @@ import os
 import struct
 from typing import ClassVar
 
-from waylend.errors import ProtocolError
+from waylend.errors import LimitExceeded, ProtocolError
+from waylend.host_half.aperture import ApertureDescriptor
 from waylend.host_half.client import GuestClient
-from waylend.lending.pages import PAGE_SHIFT, PAGE_SIZE
+from waylend.host_half.leases import LeaseGiven
+from waylend.lending.pages import PAGE_SIZE
 from waylend.relay.interpose import Client, FdMessage, Interposer
 from waylend.wire.formats import PIXEL_BYTES
 
@@ -34,18 +36,28 @@ class AperturePools(Interposer):
         "wl_shm_pool.create_buffer",
         "wl_shm_pool.resize",
         "wl_shm_pool.destroy",
+        "wl_buffer.destroy",
     )
 
     def __init__(self, client: Client, guest_client: GuestClient) -> None:
-        self._client = client
+        super().__init__(client)
         self._guest_client = guest_client
         self._aperture = guest_client.aperture
         self._first = 0
+        self._pool_count = 0
+        #: The leases that its buffers are in.
+        self._buffers: dict[int, LeaseGiven] = {}
+        self._destroyed = {"wl_shm_pool": self._destroy_pool, "wl_buffer": self._destroy_buffer}
 
     def create_pool(self, message: FdMessage) -> bytes:
         fd = message.fds[0]
-        if not self._aperture.is_at(fd):
-            raise self._error(message, _INVALID_FD, "what came with it is not the aperture")
+        if not isinstance(fd, ApertureDescriptor):
+            self.refuse(message, _INVALID_FD, "what came with it is not the aperture")
+        limit = self.client.policy.limits.pools_per_client
+        if self._pool_count >= limit:
+            why = f"{limit} pools are the most (limit pools_per_client = {limit})"
+            self.refuse(message, ProtocolError.NO_MEMORY, why, LimitExceeded)
+        self._pool_count += 1
         size_bytes = self._aperture.pool_bytes
         if self._first:
             os.dup2(self._aperture.stand_in_fd, fd, inheritable=False)
@@ -61,28 +73,39 @@ class AperturePools(Interposer):
         return b""
 
     def destroy(self, message: FdMessage) -> bytes | None:
-        return b"" if message.object_id == self._first else None
+        return self._destroyed[message.spec.interface](message.object_id)
+
+    def _destroy_pool(self, object_id: int) -> bytes | None:
+        self._pool_count -= 1
+        return b"" if object_id == self._first else None
+
+    def _destroy_buffer(self, object_id: int) -> None:
+        given = self._buffers.pop(object_id, None)
+        if given is not None:
+            self._guest_client.buffer_gone(given)
 
     def create_buffer(self, message: FdMessage) -> bytes | None:
         numbers = message.args
         assert all(isinstance(number, int) for number in numbers)
-        _, offset, width, height, stride, pixel_format = numbers
-        assert isinstance(offset, int) and isinstance(width, int) and isinstance(height, int)
+        object_id, offset, width, height, stride, pixel_format = numbers
+        assert (
+            isinstance(object_id, int)
+            and isinstance(offset, int)
+            and isinstance(width, int)
+            and isinstance(height, int)
+        )
         assert isinstance(stride, int) and isinstance(pixel_format, int)
         pixel_bytes = PIXEL_BYTES.get(pixel_format)
         if pixel_bytes is None:
-            raise self._error(message, _INVALID_FORMAT, f"format {pixel_format:#x} is not one that can be checked")
+            self.refuse(message, _INVALID_FORMAT, f"format {pixel_format:#x} is not one that can be checked")
         if width <= 0 or height <= 0 or stride < width * pixel_bytes:
-            raise self._error(message, _INVALID_STRIDE, f"{width}x{height} pixels do not fit a stride of {stride}")
+            self.refuse(message, _INVALID_STRIDE, f"{width}x{height} pixels do not fit a stride of {stride}")
         end = offset + stride * height
-        for lease in self._guest_client.leases:
-            start = lease.gfns.start << PAGE_SHIFT
-            if start <= offset and end <= start + lease.size_bytes:
-                return None if message.object_id == self._first else _UINT.pack(self._first) + message.raw[4:]
-        raise self._error(
-            message, _INVALID_STRIDE, f"bytes {offset} to {end} of the aperture are not lent to this client"
-        )
-
-    def _error(self, message: FdMessage, code: int, what: str) -> ProtocolError:
-        label = f"{self._client.objects.label(message.object_id)}.{message.spec.name}"
-        return ProtocolError(message.object_id, code, f"{label}: {what}")
+        given = self._guest_client.lease_of(offset, end)
+        if given is None:
+            self.refuse(
+                message, _INVALID_STRIDE, f"bytes {offset} to {end} of the aperture are not lent to this client"
+            )
+        given.buffer_count += 1
+        self._buffers[object_id] = given
+        return None if message.object_id == self._first else _UINT.pack(self._first) + message.raw[4:]

@@ -113,7 +113,8 @@ def _new_domain(stack: AsyncExitStack, name: str, policy: Policy, bar_link: str 
     domain = ProcessDomain(
         name,
         aperture_pages=page_count_of(policy.limits.aperture_bytes),
-        lease_limit=policy.limits.leases,
+        # Files of the compositor are leases, too, and no client's own.
+        lease_limit=policy.limits.leases + policy.limits.clients,
         gap_zeros=True,
     )
     stack.callback(domain.close)

@@ -87,7 +87,7 @@ class End(Protocol):
 class Endpoint:
     """``rest`` is the beginning of a message whose end has not arrived; ``queued_bytes`` is what waits to be sent."""
 
-    __slots__ = ("_closed", "_loop", "_queue", "fd", "queued_bytes", "rest", "sock", "writable")
+    __slots__ = ("_closed", "_loop", "_queue", "fd", "queued_bytes", "queued_fds", "rest", "sock", "writable")
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -95,6 +95,8 @@ class Endpoint:
         self.fd = sock.fileno()
         self.rest = b""
         self.queued_bytes = 0
+        #: Descriptors that wait to be sent with them.
+        self.queued_fds = 0
         self.writable = True
         self._queue: deque[tuple[memoryview, list[int]]] = deque()
         self._loop: Loop | None = None
@@ -172,6 +174,7 @@ class Endpoint:
     def _enqueue(self, octets: memoryview, fds: list[int]) -> None:
         content = memoryview(bytes(octets))
         self.queued_bytes += len(content)
+        self.queued_fds += len(fds)
         # More fds than one sendmsg may carry go with the first words, a word each time: never after their message.
         while len(fds) > _FDS_PER_SEND:
             self._queue.append((content[:4], fds[:_FDS_PER_SEND]))
@@ -193,6 +196,7 @@ class Endpoint:
                 self.drop_queue()
                 return True
             close_all(fds)
+            self.queued_fds -= len(fds)
             self.queued_bytes -= sent
             if sent < len(octets):
                 self._queue[0] = (octets[sent:], [])
@@ -205,7 +209,7 @@ class Endpoint:
         self.writable = False
         while self._queue:
             close_all(self._queue.popleft()[1])
-        self.queued_bytes = 0
+        self.queued_bytes = self.queued_fds = 0
 
     def close(self) -> None:
         """Closes the socket and all fds that wait. Idempotent."""

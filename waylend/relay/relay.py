@@ -70,7 +70,7 @@ class Relay:
             loop,
             connect=connect,
             begin=self._begin,
-            turn_away=lambda client, why: self._turn_away(
+            turn_away=lambda client, why: self.turn_away(
                 client, ProtocolError(DISPLAY_ID, ProtocolError.IMPLEMENTATION, f"wl_display#1: {why}")
             ),
         )
@@ -106,7 +106,7 @@ class Relay:
         limit = self.policy.limits.clients
         if len(self.sessions) + len(self.waiting) >= limit:
             why = f"{limit} clients are here already (limit clients = {limit})"
-            self._turn_away(client, LimitExceeded(DISPLAY_ID, ProtocolError.NO_MEMORY, f"wl_display#1: {why}"))
+            self.turn_away(client, LimitExceeded(DISPLAY_ID, ProtocolError.NO_MEMORY, f"wl_display#1: {why}"))
         elif self._closed:
             client.close()
         else:
@@ -116,7 +116,8 @@ class Relay:
         session_id = next(self._session_ids)
         self.sessions[session_id] = Session(self, session_id, client, compositor)
 
-    def _turn_away(self, endpoint: End, error: ProtocolError) -> None:
+    def turn_away(self, endpoint: End, error: ProtocolError) -> None:
+        """Tells a client why it can't be taken in, and closes its connection."""
         logger.info("a client was turned away: %s", error)
         endpoint.send(memoryview(error_event(self.catalogue.display, error)))
         self.send_last_words(endpoint)

@@ -193,9 +193,9 @@ class Session:
 
     def _broken(self, source: End, error: PeerError) -> None:
         if isinstance(error, ProtocolError):
-            self._refuse(error)
+            self.refuse(error)
         elif source is self.client:
-            self._refuse(ProtocolError(DISPLAY_ID, ProtocolError.IMPLEMENTATION, f"wl_display#1: {error}"))
+            self.refuse(ProtocolError(DISPLAY_ID, ProtocolError.IMPLEMENTATION, f"wl_display#1: {error}"))
         else:
             self.end(f"compositor: {error}")
 
@@ -205,7 +205,8 @@ class Session:
         else:
             self.end(f"compositor connection: {why}" if why else "the compositor closed the connection")
 
-    def _refuse(self, error: ProtocolError) -> None:
+    def refuse(self, error: ProtocolError) -> None:
+        """Ends it, and tells the client why."""
         logger.info("client %d: %s", self.session_id, error)
         # The client hears it from us; the compositor just sees it go.
         self.compositor.drop_queue()

@@ -46,11 +46,14 @@ class FileLender:
         self._borrowers[key].add(session_id)
         return lease
 
-    def give_back(self, session_id: int) -> list[Lease]:
-        """The session is over. Leases that nobody else has end as soon as no process has them open."""
+    def give_back(self, session_id: int, only: Lease | None = None) -> list[Lease]:
+        """The session has no use for its leases any more, or for that one.
+
+        Those that no other session has end as soon as no process has them open.
+        """
         returned = []
         for key, borrowers in list(self._borrowers.items()):
-            if session_id in borrowers:
+            if session_id in borrowers and only in (None, self._leases[key]):
                 borrowers.remove(session_id)
                 returned.append(self._leases[key])
                 if not borrowers:
