@@ -98,6 +98,30 @@ class Compositor:
 
         return self.wait_for_picture(still, what, box=box, app=app)
 
+    def wait_for_same_picture(
+        self,
+        expected: Picture,
+        what: str,
+        *,
+        box: Box | None = None,
+        app: Process | None = None,
+        deadline_s: float = DEADLINE_S,
+    ) -> None:
+        """Waits until ten screenshots in a row are ``expected``: on a busy machine the last frame may come late."""
+        in_a_row = 0
+        changed: Box | None = None
+
+        def same(picture: Picture) -> bool:
+            nonlocal in_a_row, changed
+            changed = picture.changed_box(expected)
+            in_a_row = in_a_row + 1 if picture.difference(expected) == 0 else 0
+            return in_a_row >= 10
+
+        try:
+            self.wait_for_picture(same, what, box=box, app=app, deadline_s=deadline_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it differs in {changed}") from None
+
     def close(self) -> None:
         if hasattr(self, "process"):
             self.process.end(signal.SIGTERM)

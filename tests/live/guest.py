@@ -77,7 +77,7 @@ class Proxy:
     def check_idle(self) -> None:
         """With no client there, nothing of the clients stays: no fd, no lease."""
         with contextlib.suppress(AssertionError):
-            wait_until(lambda: self.fd_kinds() == self._fds_at_start, "fds closed", 5.0)
+            wait_until(lambda: self.fd_kinds() == self._fds_at_start, "fds closed")
         assert self.fd_kinds() == self._fds_at_start, "fds of clients stay open"
         assert self.leases() == [], "leases of clients stay"
 

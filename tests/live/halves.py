@@ -60,11 +60,11 @@ class Halves(Proxy):
     def check_idle(self) -> None:
         # Leases linger for a moment after their client.
         with contextlib.suppress(AssertionError):
-            wait_until(lambda: self.leases() == [], "leases to end", 5.0)
+            wait_until(lambda: self.leases() == [], "leases to end")
         super().check_idle()
         # Copies of the compositor's files go when the host half says that their leases are over.
         with contextlib.suppress(AssertionError):
-            wait_until(lambda: self._guest_fds() == self._guest_fds_at_start, "fds of the guest half closed", 5.0)
+            wait_until(lambda: self._guest_fds() == self._guest_fds_at_start, "fds of the guest half closed")
         assert self._guest_fds() == self._guest_fds_at_start, "fds of clients stay open in the guest half"
 
     def close(self) -> None:
