@@ -159,6 +159,23 @@ class FdBorrower:
         self.kill()
 
 
+class BarBorrower(FdBorrower):
+    """Maps the file of the whole aperture, as a VMM does, and uses one lease of it."""
+
+    def __init__(self, fd: int, lease: Lease) -> None:
+        super().__init__(fd, writable=lease.writable)
+        self._base = lease.gfns.start * PAGE_SIZE
+
+    def read(self, offset_bytes: int, size_bytes: int) -> bytes:
+        return super().read(self._base + offset_bytes, size_bytes)
+
+    def write(self, offset_bytes: int, content: bytes) -> None:
+        super().write(self._base + offset_bytes, content)
+
+    def spin(self, offset_bytes: int, page_count: int = 1) -> None:
+        super().spin(self._base + offset_bytes, page_count)
+
+
 class GuestBorrower:
     """A KVM guest that has the domain's aperture, of which it uses one lease."""
 
@@ -252,14 +269,23 @@ class Kind:
     borrow: Callable[[Domain, Lease], Borrower]
     #: Pages come on first touch, and again after they were taken away.
     serves_faults: bool = True
+    #: Takes a part of a lease's pages.
+    takes_parts: bool = True
     #: Knows when the last borrower has let go.
     knows_unused: bool = True
+    #: Whoever has a lease that ends when it is unused keeps it.
+    keeps_unused: bool = True
     #: Lends what is no file, too.
     lends_any_backing: bool = True
 
 
 def borrow_fd(domain: Domain, lease: Lease) -> Borrower:
     return FdBorrower(domain.open_lease(lease), writable=lease.writable)
+
+
+def borrow_bar(domain: Domain, lease: Lease) -> Borrower:
+    assert isinstance(domain, (FuseDomain, ProcessDomain))
+    return BarBorrower(domain.open_bar(writable=lease.writable), lease)
 
 
 def borrow_by_guest(domain: Domain, lease: Lease) -> Borrower:
@@ -274,10 +300,12 @@ def borrow_by_model(domain: Domain, lease: Lease) -> Borrower:
 
 DOMAINS = [
     Kind("fuse", FuseDomain, borrow_fd),
+    Kind("fuse, bar", FuseDomain, borrow_bar, knows_unused=False, keeps_unused=False),
     Kind("process", ProcessDomain, borrow_fd, lends_any_backing=False),
+    Kind("process, bar", ProcessDomain, borrow_bar, lends_any_backing=False, knows_unused=False, keeps_unused=False),
     Kind("kvm", KvmDomain, borrow_by_guest),
     Kind("xen_model", XenModelDomain, borrow_by_model),
-    Kind("memfd", MemfdDomain, borrow_fd, serves_faults=False, knows_unused=False),
+    Kind("memfd", MemfdDomain, borrow_fd, serves_faults=False, takes_parts=False, knows_unused=False),
 ]
 
 

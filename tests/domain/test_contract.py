@@ -7,69 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.domain.borrowers import DOMAINS, Borrower, Faulted, Kind, file_backing_fd, opened
+from tests.domain.borrowers import Faulted, Kind, file_backing_fd, opened
+from tests.domain.contract import PAGES, Borrowers, faulting, faulting_with_any_backing, lend_file, of
 from tests.processes import wait_until
 from waylend.backing.file import FileBacking
 from waylend.domain.base import Domain
 from waylend.errors import LeaseEnded, NoSpace, QuotaExceeded
-from waylend.lending.lease import Lease, LossPolicy, Protection
+from waylend.lending.lease import LossPolicy, Protection
 from waylend.lending.pages import PAGE_SIZE, PageRange
 from waylend.models.vram import VramBuffer, VramHeap
-
-PAGES = 40
-
-
-@pytest.fixture(params=DOMAINS, ids=lambda kind: kind.name)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    found: Kind = request.param
-    return found
-
-
-@pytest.fixture
-def domain(kind: Kind) -> Iterator[Domain]:
-    with opened(kind.make, aperture_pages=1024) as made:
-        yield made
-
-
-class Borrowers:
-    """Ends every borrower of a test."""
-
-    def __init__(self, kind: Kind) -> None:
-        self._kind = kind
-        self._all: list[Borrower] = []
-
-    def of(self, domain: Domain, lease: Lease) -> Borrower:
-        self._all.append(self._kind.borrow(domain, lease))
-        return self._all[-1]
-
-    def kill(self) -> None:
-        for borrower in self._all:
-            borrower.kill()
-
-
-@pytest.fixture
-def borrowers(kind: Kind, domain: Domain) -> Iterator[Borrowers]:
-    made = Borrowers(kind)
-    yield made
-    made.kill()
-
-
-def needs_faults(kind: Kind) -> None:
-    if not kind.serves_faults:
-        pytest.skip(f"{kind.name} fills its pages beforehand, as its docstring says")
-
-
-def needs_any_backing(kind: Kind) -> None:
-    if not kind.lends_any_backing:
-        pytest.skip(f"{kind.name} lends only files, as its docstring says")
-
-
-def lend_file(domain: Domain, *, writable: bool = False, loss: LossPolicy = LossPolicy.FAULT) -> tuple[Lease, int]:
-    """A lease of PAGES pages, and a descriptor of the file for its owner."""
-    owner_fd = file_backing_fd(PAGES)
-    backing = FileBacking(os.dup(owner_fd), writable=writable)
-    protection = Protection.READ_WRITE if writable else Protection.READ
-    return domain.lend(backing, protection=protection, loss=loss, name="test"), owner_fd
 
 
 @pytest.fixture
@@ -124,8 +70,8 @@ def test_only_what_is_there_is_lent(domain: Domain, offset_bytes: int, size_byte
     backing.close()
 
 
+@faulting
 def test_a_revoked_page_is_gone_and_comes_back_different(kind: Kind, domain: Domain, borrowers: Borrowers) -> None:
-    needs_faults(kind)
     lease, owner_fd = lend_file(domain)
     borrower = borrowers.of(domain, lease)
     assert borrower.read(0, 1) == b"\1"
@@ -146,8 +92,8 @@ def test_after_a_revocation_a_new_opening_sees_new_content(domain: Domain, borro
     os.close(owner_fd)
 
 
+@faulting
 def test_the_backings_owner_takes_pages_away(kind: Kind, domain: Domain, borrowers: Borrowers) -> None:
-    needs_faults(kind)
     backing = FileBacking(file_backing_fd(PAGES))
     first, second = domain.lend(backing), domain.lend(backing, offset_bytes=PAGE_SIZE)
     readers = borrowers.of(domain, first), borrowers.of(domain, second)
@@ -185,8 +131,8 @@ def test_an_ended_lease_is_a_fault_and_its_gfns_are_free(domain: Domain, borrowe
     assert again.lease_id != lease.lease_id
 
 
+@faulting
 def test_loss_as_a_fault(kind: Kind, domain: Domain, borrowers: Borrowers) -> None:
-    needs_faults(kind)
     lease, owner_fd = lend_file(domain)
     borrower = borrowers.of(domain, lease)
     os.ftruncate(owner_fd, 10 * PAGE_SIZE)
@@ -203,11 +149,10 @@ def test_loss_as_zeros(domain: Domain, borrowers: Borrowers) -> None:
     os.close(owner_fd)
 
 
+@faulting_with_any_backing
 def test_a_gpu_buffer_moves_and_what_was_written_goes_along(
     kind: Kind, domain: Domain, borrowers: Borrowers, card: VramHeap, vram: VramBuffer
 ) -> None:
-    needs_faults(kind)
-    needs_any_backing(kind)
     lease = domain.lend(vram, protection=Protection.READ_WRITE)
     borrower = borrowers.of(domain, lease)
     assert borrower.read((PAGES - 1) * PAGE_SIZE, 1) == bytes((PAGES,))
@@ -223,11 +168,10 @@ def test_a_gpu_buffer_moves_and_what_was_written_goes_along(
     assert borrower.read(PAGE_SIZE, 4) == b"\x99" * 4
 
 
+@faulting_with_any_backing
 def test_a_gpu_buffer_is_out_of_reach_for_a_while(
     kind: Kind, domain: Domain, borrowers: Borrowers, card: VramHeap, vram: VramBuffer
 ) -> None:
-    needs_faults(kind)
-    needs_any_backing(kind)
     lease = domain.lend(vram, protection=Protection.READ_WRITE, loss=LossPolicy.ZERO)
     borrower = borrowers.of(domain, lease)
     borrower.write(0, b"mine")
@@ -237,12 +181,11 @@ def test_a_gpu_buffer_is_out_of_reach_for_a_while(
     assert borrower.read(0, 5) == b"mine\1"
 
 
+@faulting_with_any_backing
 @pytest.mark.parametrize("loss", LossPolicy)
 def test_a_gpu_is_unplugged(
     kind: Kind, domain: Domain, borrowers: Borrowers, card: VramHeap, vram: VramBuffer, loss: LossPolicy
 ) -> None:
-    needs_faults(kind)
-    needs_any_backing(kind)
     borrower = borrowers.of(domain, domain.lend(vram, loss=loss))
     assert borrower.read(0, 1) == b"\1"
     card.unplug()
@@ -274,6 +217,7 @@ def test_nothing_that_a_killed_borrower_wrote_is_lost(domain: Domain, borrowers:
     os.close(owner_fd)
 
 
+@of(lambda kind: kind.keeps_unused)
 def test_ending_when_unused(kind: Kind, domain: Domain, borrowers: Borrowers) -> None:
     lease, owner_fd = lend_file(domain)
     borrower = borrowers.of(domain, lease)
@@ -283,6 +227,14 @@ def test_ending_when_unused(kind: Kind, domain: Domain, borrowers: Borrowers) ->
         assert len(domain.stats().leases) == 1
     borrower.kill()
     wait_until(lambda: not domain.stats().leases, "the lease ends with its last borrower")
+    os.close(owner_fd)
+
+
+def test_ending_when_unused_what_nobody_has(domain: Domain) -> None:
+    lease, owner_fd = lend_file(domain)
+    domain.end_when_unused(lease)
+    wait_until(lambda: domain.lease(lease.lease_id) is None, "the lease ends")
+    assert domain.stats().leases == ()
     os.close(owner_fd)
 
 

@@ -95,6 +95,21 @@ def test_udev_rules_open_the_devices_to_a_group_and_lift_the_limit_of_dirty_page
     assert not any("waylend" in file for file in files if file not in ours), files
 
 
+DMABUFS = f"""
+cd {CHECKOUT} && modprobe vgem && modprobe fuse && udevadm settle && ls -l /dev/dri
+exec {sys.executable} -m pytest -p no:cacheprovider -v -rs tests/backing/test_dmabuf.py
+"""
+
+
+def test_real_dma_bufs_are_lent_as_the_tests_of_their_backing_say(guest: VmGuest) -> None:
+    """By vgem, which makes them without a GPU; the tests that need one are skipped elsewhere."""
+    app = guest.start("sh", "-c", DMABUFS)
+    assert app.wait(2 * SLOW_S) == 0, app.log()
+    skipped = [line for line in app.log().splitlines() if " SKIPPED" in line]
+    assert [line for line in skipped if "test_no_drm_node_is_said" not in line] == [], app.log()
+    assert "test_it_is_lent_taken_back_and_written_back_like_any_other PASSED" in app.log()
+
+
 def test_foot_shows_what_is_typed_and_is_resized(sway: Sway, guest: VmGuest) -> None:
     foot = guest.start("foot", "/bin/sh")
     foot.wait_until(sway.windows, "foot's window", SLOW_S)

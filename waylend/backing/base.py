@@ -14,7 +14,7 @@ from typing import Protocol
 from waylend.lending.pages import PageRange
 
 #: Called with a page range of the backing that its owner takes away. It returns only when no borrower can reach the old
-#: pages any more, and dirty content has been handed to ``Backing.write`` (an MMU notifier: DESIGN "Invalidate").
+#: pages any more, and dirty content has been handed to ``Backing.write`` (an MMU notifier; docs/lending.md, "Invalidate").
 #: Faults go on after it, so the owner sees to it first that ``Backing.read`` delivers the new pages, or BackingLost.
 Invalidate = Callable[[PageRange], None]
 

@@ -10,7 +10,8 @@ from typing import Protocol
 from waylend.backing.base import Backing
 from waylend.errors import LeaseEnded
 from waylend.lending.lease import Lease, LossPolicy, Protection
-from waylend.lending.pages import PAGE_SIZE
+from waylend.lending.p2m import EventLog
+from waylend.lending.pages import PAGE_SIZE, PageRange
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,16 @@ class DomainStats:
 
 
 class Domain(Protocol):
-    """One borrower. Methods may be called from any thread, and no step of any of them waits for the borrower."""
+    """One borrower. Methods may be called from any thread, and no step of any of them waits for the borrower.
+
+    docs/lending.md is the contract, clause by clause. Whoever writes a domain of one's own implements this.
+    """
 
     name: str
-
-    @property
-    def mechanism(self) -> str:
-        """The mechanism's name: "fuse", "memfd", "kvm", "xen_model"."""
+    #: The mechanism's name: "fuse", "memfd", "kvm", "xen_model".
+    mechanism: str
+    #: What happens to what is lent: lent, revoked, lost, ended, and while somebody watches them faults.
+    events: EventLog
 
     def lend(
         self,
@@ -75,20 +79,31 @@ class Domain(Protocol):
         """Lends pages of ``backing``. No page is touched, pinned or copied yet. The domain owns ``backing`` from now on.
 
         ``offset_bytes`` is page-aligned; ``size_bytes`` need not be: the lease's file has exactly that size.
-        Raises NoSpace, QuotaExceeded, ValueError.
+        Raises NoSpace, QuotaExceeded, LeaseEnded (the domain is closed), ValueError: then ``backing`` is still the caller's.
         """
 
     def open_lease(self, lease: Lease) -> int:
         """A new fd of the lease for a local borrower: from offset 0, ``size_bytes`` long, close-on-exec.
 
-        It can be mapped as the protection allows. Raises LeaseEnded.
+        It can be mapped as the protection allows. Raises LeaseEnded; Unavailable where borrowers have addresses only.
         """
 
-    def revoke(self, lease: Lease) -> int:
-        """Takes the lease's pages away; the next access faults and is served again. Returns the pages taken."""
+    def revoke(self, lease: Lease, pages: PageRange | None = None) -> int:
+        """Takes pages of the lease (from 0; by default all) away; the next access faults and is served again.
+
+        What the borrower wrote goes to the backing first. A mechanism that can't take a part takes all. Returns the pages taken,
+        at least those that the borrower had. Raises LeaseEnded, RevokeTimeout, ValueError for pages that the lease hasn't.
+        """
 
     def revoke_all(self) -> int:
         """Revokes every lease, and leaves nothing else of the aperture in memory. Returns the pages taken of leases."""
+
+    def sync(self, lease: Lease) -> None:
+        """What the borrower has written so far is in the backing, and durable there where the backing has such a thing.
+
+        The borrower keeps its pages. Raises LeaseEnded, and BackingLost when something that the borrower wrote since the last
+        call did not reach the backing.
+        """
 
     def end(self, lease: Lease) -> None:
         """Ends the lease now: pages are gone, its gfns are free. Idempotent."""
@@ -99,7 +114,8 @@ class Domain(Protocol):
     def lease(self, lease_id: int) -> Lease | None:
         """The lease with that id, while it isn't over."""
 
-    def stats(self) -> DomainStats: ...
+    def stats(self) -> DomainStats:
+        """What is lent now, oldest first, with counters as they stand."""
 
     def close(self) -> None:
         """Ends all leases and the mechanism: no mount, thread, process or fd stays. Idempotent."""
@@ -120,3 +136,13 @@ def check_range(backing: Backing, offset_bytes: int, size_bytes: int) -> None:
         raise ValueError(f"the offset {offset_bytes} is not a page's")
     if size_bytes < 1 or offset_bytes + size_bytes > backing.size_bytes:
         raise ValueError(f"can't lend {size_bytes} bytes from {offset_bytes} of {backing.size_bytes}")
+
+
+def pages_of(lease: Lease, pages: PageRange | None) -> PageRange:
+    """``pages`` of the lease (from 0), by default all. Raises ValueError for what it hasn't, and for none at all."""
+    whole = PageRange(0, lease.page_count)
+    if pages is None:
+        return whole
+    if pages.start >= pages.end or not whole.contains(pages):
+        raise ValueError(f"lease {lease.lease_id} has no pages {pages.start} to {pages.end}")
+    return pages

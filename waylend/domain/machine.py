@@ -6,116 +6,54 @@ it is the subclass's.
 
 from __future__ import annotations
 
-import logging
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Unpack
 
 from waylend.backing.base import Backing
-from waylend.domain.base import DomainStats, LeaseStats, revoke_each
-from waylend.domain.lease_book import LeaseBook
-from waylend.errors import BackingLost, LeaseEnded, Unavailable
-from waylend.lending.lease import BackingIndex, Lease, LeaseState, LossPolicy, Protection
-from waylend.lending.p2m import P2M, EventLog, LendingEventKind
-from waylend.lending.pages import PAGE_SHIFT, PAGE_SIZE, PageRange
+from waylend.domain.base import pages_of
+from waylend.domain.in_process import BookOptions, InProcessDomain
+from waylend.domain.lent_range import LentRange
+from waylend.errors import Unavailable
+from waylend.lending.lease import Lease, LeaseState
+from waylend.lending.p2m import P2M, LendingEventKind
+from waylend.lending.pages import PageRange
 
-logger = logging.getLogger(__name__)
 
+class MachineRange(LentRange):
+    """What is kept of a lease. ``takers`` is guarded by the P2M's lock."""
 
-class Lent:
-    """One lease and where its pages come from. ``takers`` is guarded by the P2M's lock."""
-
-    __slots__ = ("_whole", "backing", "end_gfn", "first_gfn", "lease", "takers", "taking_back")
+    __slots__ = ("end_gfn", "first_gfn", "takers", "taking_back")
 
     def __init__(self, lease: Lease, backing: Backing) -> None:
-        self.lease = lease
+        super().__init__(lease, backing)
         self.first_gfn, self.end_gfn = lease.gfns
-        self.backing = backing
-        self._whole = lease.size_bytes % PAGE_SIZE == 0
         #: Who is about to take pages of it, or doing so: its gfns aren't free before they are through.
         self.takers = 0
         #: Held while pages are dropped, and until dirty ones are in the backing: nobody else may say before that they have gone.
         #: Reentrant, for a backing that takes these very pages away when it is written to.
         self.taking_back = threading.RLock()
 
-    def fetch(self, pages: PageRange) -> bytes:
-        """The content of ``pages`` of the backing, and nothing beyond the lease's last byte. Raises BackingLost."""
-        try:
-            content = self.backing.read(pages)
-        except BackingLost:
-            raise
-        except Exception as error:  # a bug of the backing; the guest must not stand still for it
-            logger.exception("lease %d: reading its backing", self.lease.lease_id)
-            raise BackingLost(f"reading the backing: {error}") from error
-        if self._whole:
-            return content
-        lent_bytes = self.lease.size_bytes - ((pages.start - self.lease.backing_start) << PAGE_SHIFT)
-        return content if lent_bytes >= len(content) else content[:lent_bytes].ljust(len(content), b"\0")
 
-    def write_back(self, pages: PageRange, content: bytes) -> None:
-        """Hands ``pages`` (from 0) to the backing; of the last one only what is lent. Raises BackingLost."""
-        backing_pages = self.lease.to_backing(pages)
-        lent_bytes = self.lease.size_bytes - (pages.start << PAGE_SHIFT)
-        if lent_bytes < len(content):
-            behind = self.backing.read(PageRange(backing_pages.end - 1, backing_pages.end))[lent_bytes % PAGE_SIZE :]
-            content = content[:lent_bytes] + behind
-        self.backing.write(backing_pages, content)
-
-
-def hand_over(p2m: P2M, lent: Lent, pages: PageRange, content: bytes) -> None:
-    """What the borrower wrote to ``pages`` goes to the backing; page by page where that doesn't take it as a whole.
-
-    What can't be written is lost, and said to be.
-    """
-    try:
-        lent.write_back(pages, content)
-    except BackingLost as lost:
-        if pages.page_count == 1:
-            lease = lent.lease
-            logger.error("domain %s, lease %d: what was written is lost: %s", lease.domain_name, lease.lease_id, lost)
-            p2m.events.emit(LendingEventKind.LOST, lease, pages)
-            return
-        for page in range(*pages):
-            at = (page - pages.start) << PAGE_SHIFT
-            hand_over(p2m, lent, PageRange(page, page + 1), content[at : at + PAGE_SIZE])
-
-
-class MachineDomain(ABC):
-    """See ``Domain``. ``read_only`` refuses writable leases; ``by_backing`` is an index to share with other domains."""
-
-    mechanism: ClassVar[str]
+class MachineDomain(InProcessDomain[MachineRange]):
+    """See ``Domain``. The options are the book's: BookOptions."""
 
     def __init__(
         self,
         name: str,
-        *,
-        aperture_pages: int,
-        read_only: bool,
-        lease_limit: int,
-        page_limit: int | None,
-        by_backing: BackingIndex | None,
+        **book: Unpack[BookOptions],
     ) -> None:
-        self.name = name
-        self.events = EventLog()
-        self._p2m = P2M(self.events)
-        self._lock = self._p2m.lock
-        self._book = LeaseBook(
+        self._p2m = P2M()
+        super().__init__(
             name,
-            aperture_pages,
-            read_only=read_only,
-            lease_limit=lease_limit,
-            page_limit=page_limit,
-            by_backing=by_backing,
-            invalidate=self._on_invalidate,
+            events=self._p2m.events,
+            lock=self._p2m.lock,
+            **book,
         )
-        self._table = self._book.table
-        #: By lease id; a lease that ends stays here until nothing of it is in use any more.
-        self._lent: dict[int, Lent] = {}
-        self._closed = False
         #: Told when a taker of pages is through, or a lease has gone.
-        self._settled = threading.Condition(self._lock)
+        self._settled = threading.Condition(self._p2m.lock)
 
     # -- what the mechanism does
 
@@ -128,12 +66,12 @@ class MachineDomain(ABC):
         """The borrower may not touch them any more; its pages are taken next. Doesn't raise."""
 
     @abstractmethod
-    def _take(self, lent: Lent, pages: PageRange) -> int:
+    def _take(self, lent: MachineRange, pages: PageRange) -> int:
         """Takes ``pages`` (from 0) away, what is dirty to the backing first; how many the borrower may have had."""
 
     @abstractmethod
-    def _write_back(self, lent: Lent) -> None:
-        """Hands all that is dirty to the backing; the borrower keeps it. Raises BackingLost: then it is still dirty."""
+    def _write_back(self, lent: MachineRange) -> None:
+        """Hands all that is dirty to the backing; the borrower keeps it. Raises BackingLost, or says what is lost (LentRange)."""
 
     @abstractmethod
     def _wake(self, lease: Lease) -> None:
@@ -145,31 +83,9 @@ class MachineDomain(ABC):
 
     # -- the lender's side
 
-    def lend(
-        self,
-        backing: Backing,
-        *,
-        offset_bytes: int = 0,
-        size_bytes: int | None = None,
-        protection: Protection = Protection.READ,
-        loss: LossPolicy = LossPolicy.FAULT,
-        name: str = "",
-    ) -> Lease:
-        with self._lock:
-            if self._closed:
-                raise LeaseEnded(f"domain {self.name} is closed")
-            lease = self._book.enter(
-                backing, offset_bytes=offset_bytes, size_bytes=size_bytes, protection=protection, loss=loss, name=name
-            )
-            try:
-                self._open_range(lease)
-            except BaseException:
-                # The caller keeps its backing.
-                self._book.withdraw(lease, backing)
-                raise
-            self._lent[lease.lease_id] = Lent(lease, backing)
-        self.events.emit(LendingEventKind.LENT, lease, PageRange(0, lease.page_count))
-        return lease
+    def _range_of(self, lease: Lease, backing: Backing) -> MachineRange:
+        self._open_range(lease)
+        return MachineRange(lease, backing)
 
     def open_lease(self, lease: Lease) -> int:
         """There are no descriptors, only addresses. Raises LeaseEnded, else Unavailable."""
@@ -180,11 +96,8 @@ class MachineDomain(ABC):
             )
 
     def revoke(self, lease: Lease, pages: PageRange | None = None) -> int:
-        """See ``Domain``. ``pages`` (from 0) takes only a part. Raises LeaseEnded."""
-        if pages is None:
-            pages = PageRange(0, lease.page_count)
-        elif not PageRange(0, lease.page_count).contains(pages):
-            raise ValueError(f"lease {lease.lease_id} has no pages {pages.start} to {pages.end}")
+        """See ``Domain``."""
+        pages = pages_of(lease, pages)
         with self._taking(lease) as lent:
             taken = self._take(lent, pages)
             with self._lock:
@@ -192,18 +105,12 @@ class MachineDomain(ABC):
         self.events.emit(LendingEventKind.REVOKED, lease, pages)
         return taken
 
-    def revoke_all(self) -> int:
-        """See ``Domain``."""
-        return revoke_each(self.revoke, self._leases())
-
     def sync(self, lease: Lease) -> None:
-        """What the borrower has written so far is in the backing, and durable there where the backing has such a thing.
-
-        The borrower keeps its pages. Raises LeaseEnded; BackingLost, and then they are still dirty.
-        """
+        """See ``Domain``."""
         with self._taking(lease) as lent:
             if lease.writable:
                 self._write_back(lent)
+                lent.check_stored()
                 lent.backing.sync()
 
     def end(self, lease: Lease) -> None:
@@ -229,16 +136,6 @@ class MachineDomain(ABC):
         if not used:
             self.end(lease)
 
-    def lease(self, lease_id: int) -> Lease | None:
-        """The lease with that id, while it isn't over."""
-        with self._lock:
-            return self._table.by_id(lease_id)
-
-    def stats(self) -> DomainStats:
-        with self._lock:
-            leases = tuple(LeaseStats.of(lease) for lease in self._table)
-        return DomainStats(self.name, self.mechanism, self._table.aperture_pages, leases)
-
     def _end_all(self) -> bool:
         """Ends all leases, for good: the beginning of ``close``. False if that has been called before."""
         with self._lock:
@@ -258,21 +155,15 @@ class MachineDomain(ABC):
 
     # -- the book
 
-    def _leases(self) -> list[Lease]:
-        with self._lock:
-            return list(self._table)
-
-    def _lent_at(self, gfn: int) -> Lent | None:
+    def _lent_at(self, gfn: int) -> MachineRange | None:
         lease = self._table.at(gfn)
         return None if lease is None else self._lent[lease.lease_id]
 
     @contextmanager
-    def _taking(self, lease: Lease) -> Iterator[Lent]:
+    def _taking(self, lease: Lease) -> Iterator[MachineRange]:
         """Keeps the lease from going while its pages are taken. Raises LeaseEnded."""
         with self._lock:
-            lent = self._lent.get(lease.lease_id)
-            if lent is None or lent.lease is not lease or lease.state is LeaseState.ENDED:
-                raise LeaseEnded(f"lease {lease.lease_id} of domain {self.name} is over")
+            lent = self._lent_of(lease)
             lent.takers += 1
         try:
             yield lent
@@ -281,8 +172,8 @@ class MachineDomain(ABC):
                 lent.takers -= 1
                 self._settled.notify_all()
 
-    def _on_invalidate(self, key: Hashable, pages: PageRange) -> None:
-        """Leases that are ending are taken too: nobody may have the pages when this returns."""
+    def invalidate(self, key: Hashable, pages: PageRange) -> None:
+        """See InProcessDomain. Leases that are ending are taken too: nobody may have the pages when this returns."""
         with self._lock:
             all_lent = [self._lent[lease.lease_id] for lease in self._table.on_backing(key, pages)]
             for lent in all_lent:
@@ -298,7 +189,7 @@ class MachineDomain(ABC):
         for lent in all_lent:
             self.events.emit(LendingEventKind.REVOKED, lent.lease, lent.lease.from_backing(pages))
 
-    def _forget(self, lent: Lent) -> None:
+    def _forget(self, lent: MachineRange) -> None:
         """Takes an ended lease out of the book, and lets its backing go when no fault uses it any more."""
         lease, backing = lent.lease, lent.backing
         with self._lock:

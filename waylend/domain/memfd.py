@@ -19,25 +19,23 @@ mode and cut it short, for itself and others who were lent the same lease, but n
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Hashable
-from dataclasses import dataclass
+from typing import Unpack
 
 from waylend import linux
 from waylend.backing.base import Backing
-from waylend.domain.base import DomainStats, LeaseStats, revoke_each
-from waylend.domain.lease_book import LeaseBook
-from waylend.errors import BackingLost, LeaseEnded
+from waylend.domain.base import pages_of
+from waylend.domain.in_process import BookOptions, InProcessDomain
+from waylend.domain.lent_range import LentRange
+from waylend.errors import BackingLost
 from waylend.lending.lease import (
     ABSENT,
     LOST,
     PRESENT,
-    BackingIndex,
     Lease,
     LossPolicy,
-    Protection,
 )
 from waylend.lending.p2m import EventLog, LendingEventKind
 from waylend.lending.pages import PAGE_SHIFT, PageRange
@@ -46,14 +44,17 @@ from waylend.lending.pages import PAGE_SHIFT, PageRange
 _STRIDE_PAGES = 256
 
 
-@dataclass
-class _Lent:
-    lease: Lease
-    backing: Backing
-    memfd: int = -1  # -1: not filled yet, or revoked
+class _Copy(LentRange):
+    """A lease, and the memfd that its pages were copied into: -1 when it isn't filled yet, or was revoked."""
+
+    __slots__ = ("memfd",)
+
+    def __init__(self, lease: Lease, backing: Backing) -> None:
+        super().__init__(lease, backing)
+        self.memfd = -1
 
 
-class MemfdDomain:
+class MemfdDomain(InProcessDomain[_Copy]):
     """See ``Domain``, and the module's docstring for what this one can't do."""
 
     mechanism = "memfd"
@@ -61,83 +62,43 @@ class MemfdDomain:
     def __init__(
         self,
         name: str,
-        *,
-        aperture_pages: int = (256 << 20) >> PAGE_SHIFT,
-        read_only: bool = False,
-        lease_limit: int = 1024,
-        page_limit: int | None = None,
-        by_backing: BackingIndex | None = None,
+        **book: Unpack[BookOptions],
     ) -> None:
-        self.name = name
-        self.events = EventLog()
-        # Reentrant: a backing may take pages away while we read it.
-        self._lock = threading.RLock()
-        self._book = LeaseBook(
+        super().__init__(
             name,
-            aperture_pages,
-            read_only=read_only,
-            lease_limit=lease_limit,
-            page_limit=page_limit,
-            by_backing=by_backing,
-            invalidate=self._on_invalidate,
+            events=EventLog(),
+            lock=threading.RLock(),  # a backing may take pages away while we read it
+            **book,
         )
-        self._table = self._book.table
-        self._lent: dict[int, _Lent] = {}
-        self._closed = False
 
-    def lend(
-        self,
-        backing: Backing,
-        *,
-        offset_bytes: int = 0,
-        size_bytes: int | None = None,
-        protection: Protection = Protection.READ,
-        loss: LossPolicy = LossPolicy.FAULT,
-        name: str = "",
-    ) -> Lease:
-        with self._lock:
-            if self._closed:
-                raise LeaseEnded(f"domain {self.name} is closed")
-            lease = self._book.enter(
-                backing, offset_bytes=offset_bytes, size_bytes=size_bytes, protection=protection, loss=loss, name=name
-            )
-            self._lent[lease.lease_id] = _Lent(lease, backing)
-        self.events.emit(LendingEventKind.LENT, lease, PageRange(0, lease.page_count))
-        return lease
+    def _range_of(self, lease: Lease, backing: Backing) -> _Copy:
+        return _Copy(lease, backing)
 
     def open_lease(self, lease: Lease) -> int:
         with self._lock:
-            lent = self._lent.get(lease.lease_id)
-            if lent is None or lent.lease is not lease:
-                raise LeaseEnded(f"lease {lease.lease_id} of domain {self.name} is over")
+            lent = self._lent_of(lease)
             if lent.memfd < 0:
                 self._fill(lent)
             flags = os.O_RDWR if lease.writable else os.O_RDONLY
             # A new open file: offsets aren't shared, and a read-only one can't be written through.
             return os.open(f"/proc/self/fd/{lent.memfd}", flags | os.O_CLOEXEC)
 
-    def revoke(self, lease: Lease) -> int:
+    def revoke(self, lease: Lease, pages: PageRange | None = None) -> int:
+        """See ``Domain``. Takes all of the lease: a part of a memfd can't be made a fault."""
+        pages_of(lease, pages)
         with self._lock:
-            lent = self._lent.get(lease.lease_id)
-            if lent is None:
-                raise LeaseEnded(f"lease {lease.lease_id} of domain {self.name} is over")
-            taken = self._cut_off(lent)
+            taken = self._cut_off(self._lent_of(lease))
             lease.revocations += 1
         self.events.emit(LendingEventKind.REVOKED, lease, PageRange(0, lease.page_count))
         return taken
 
-    def revoke_all(self) -> int:
+    def sync(self, lease: Lease) -> None:
         """See ``Domain``."""
         with self._lock:
-            leases = [lent.lease for lent in self._lent.values()]
-        return revoke_each(self.revoke, leases)
-
-    def sync(self, lease: Lease) -> None:
-        """What the borrower has written so far is in the backing, and durable there where the backing has such a thing."""
-        with self._lock:
-            lent = self._lent.get(lease.lease_id)
-            if lent is not None and lease.writable:
+            lent = self._lent_of(lease)
+            if lease.writable:
                 self._write_back(lent)
+                lent.check_stored()
                 lent.backing.sync()
 
     def end(self, lease: Lease) -> None:
@@ -145,16 +106,6 @@ class MemfdDomain:
 
     def end_when_unused(self, lease: Lease) -> None:
         self._end(lease, take_pages=lease.writable)
-
-    def lease(self, lease_id: int) -> Lease | None:
-        """The lease with that id, while it isn't over."""
-        with self._lock:
-            return self._table.by_id(lease_id)
-
-    def stats(self) -> DomainStats:
-        with self._lock:
-            leases = tuple(LeaseStats.of(lease) for lease in self._table)
-        return DomainStats(self.name, self.mechanism, self._table.aperture_pages, leases)
 
     def close(self) -> None:
         with self._lock:
@@ -164,9 +115,10 @@ class MemfdDomain:
 
     def _end(self, lease: Lease, *, take_pages: bool) -> None:
         with self._lock:
-            lent = self._lent.pop(lease.lease_id, None)
-            if lent is None:
+            lent = self._lent.get(lease.lease_id)
+            if lent is None or lent.lease is not lease:
                 return
+            del self._lent[lease.lease_id]
             if take_pages:
                 self._cut_off(lent)
             elif lent.memfd >= 0:
@@ -175,12 +127,14 @@ class MemfdDomain:
         let_go()
         self.events.emit(LendingEventKind.ENDED, lease, PageRange(0, lease.page_count))
 
-    def _on_invalidate(self, key: Hashable, pages: PageRange) -> None:
+    def invalidate(self, key: Hashable, pages: PageRange) -> None:
+        """See InProcessDomain. Each of its leases loses all of its pages."""
         with self._lock:
             for lease in self._table.on_backing(key, pages):
-                self.revoke(lease)
+                self._cut_off(self._lent_of(lease))
+                self.events.emit(LendingEventKind.REVOKED, lease, PageRange(0, lease.page_count))
 
-    def _fill(self, lent: _Lent) -> None:
+    def _fill(self, lent: _Copy) -> None:
         """Copies the whole lease into a new memfd. Raises BackingLost under the policy ``fault``."""
         lease = lent.lease
         memfd = os.memfd_create(f"waylend-{lease.lease_id}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -191,7 +145,7 @@ class MemfdDomain:
                 pages = PageRange(start, min(start + _STRIDE_PAGES, lease.page_count))
                 state = PRESENT
                 try:
-                    content = lent.backing.read(lease.to_backing(pages))
+                    content = lent.fetch(lease.to_backing(pages))
                 except BackingLost:
                     self.events.emit(LendingEventKind.LOST, lease, pages)
                     if lease.loss is LossPolicy.FAULT:
@@ -209,7 +163,7 @@ class MemfdDomain:
         lease.faults_served += 1
         lent.memfd = memfd
 
-    def _cut_off(self, lent: _Lent) -> int:
+    def _cut_off(self, lent: _Copy) -> int:
         """Takes all pages from everyone who has them; what the borrower wrote goes to the backing first."""
         lease = lent.lease
         taken = lease.pages_present
@@ -225,12 +179,11 @@ class MemfdDomain:
         lease.sequence += 1
         return taken
 
-    def _write_back(self, lent: _Lent) -> None:
+    def _write_back(self, lent: _Copy) -> None:
         if lent.memfd < 0:
             return
         lease = lent.lease
         for start in range(0, lease.page_count, _STRIDE_PAGES):
             pages = PageRange(start, min(start + _STRIDE_PAGES, lease.page_count))
             content = os.pread(lent.memfd, pages.page_count << PAGE_SHIFT, start << PAGE_SHIFT)
-            with contextlib.suppress(BackingLost):
-                lent.backing.write(lease.to_backing(pages), content)
+            lent.hand_over(self.events, start << PAGE_SHIFT, content)

@@ -17,6 +17,7 @@ No system call lives here; the only waiting is that of ``P2M.fault`` for an inva
 from __future__ import annotations
 
 import enum
+import logging
 import threading
 import time
 from collections import deque
@@ -37,7 +38,10 @@ class LendingEventKind(enum.Enum):
     ENDED = "ended"
 
 
-_FAULTS = (LendingEventKind.FAULTED, LendingEventKind.SERVED)
+logger = logging.getLogger(__name__)
+
+#: What is told only to those who watch faults.
+FAULTS = (LendingEventKind.FAULTED, LendingEventKind.SERVED)
 
 
 class LendingEvent(NamedTuple):
@@ -62,37 +66,50 @@ class EventLog:
     """The last events of a domain, and those who watch them.
 
     Faulted and served events are made only while somebody watches; they are counted on the lease in any case.
-    Observers are called on the thread that did the work, so they must be quick, must not raise, and must never touch
+    Observers are called on the thread that did the work, so they must be quick, must call no domain, and must never touch
     lent memory.
     """
 
-    def __init__(self, keep: int = 1024) -> None:
+    def __init__(self, keep: int = 1024, *, on_watched: Callable[[bool], None] | None = None) -> None:
+        """``on_watched`` is called whenever ``watched`` has changed."""
         self._recent: deque[LendingEvent] = deque(maxlen=keep)
         self._observers: tuple[tuple[Observer, bool], ...] = ()
+        self._on_watched = on_watched
         #: Read by hot paths: is anybody watching faults?
         self.watched = False
 
     def watch(self, observer: Observer, *, faults: bool = True) -> Callable[[], None]:
         """Calls ``observer`` with every event from now on, without ``faults`` all but those. Returns the way to end that."""
         watcher = (observer, faults)
-        self._observers = (*self._observers, watcher)
-        self.watched = any(wants_faults for _, wants_faults in self._observers)
+        self._set_observers((*self._observers, watcher))
+        return lambda: self._set_observers(tuple(other for other in self._observers if other is not watcher))
 
-        def unwatch() -> None:
-            self._observers = tuple(other for other in self._observers if other is not watcher)
-            self.watched = any(wants_faults for _, wants_faults in self._observers)
-
-        return unwatch
+    def _set_observers(self, observers: tuple[tuple[Observer, bool], ...]) -> None:
+        self._observers = observers
+        watched = any(wants_faults for _, wants_faults in observers)
+        if watched != self.watched:
+            self.watched = watched
+            if self._on_watched is not None:
+                self._on_watched(watched)
 
     def emit(self, kind: LendingEventKind, lease: Lease, pages: PageRange) -> None:
-        event = LendingEvent(
-            kind, time.monotonic_ns(), lease.domain_name, lease.lease_id, pages.start, pages.end - pages.start
+        """Something has happened, now."""
+        self.tell(
+            LendingEvent(
+                kind, time.monotonic_ns(), lease.domain_name, lease.lease_id, pages.start, pages.end - pages.start
+            )
         )
+
+    def tell(self, event: LendingEvent) -> None:
+        """Something has happened. An observer that raises ends nothing but its call."""
         self._recent.append(event)
-        is_fault = kind in _FAULTS
+        is_fault = event.kind in FAULTS
         for observer, wants_faults in self._observers:
             if wants_faults or not is_fault:
-                observer(event)
+                try:
+                    observer(event)
+                except Exception:
+                    logger.exception("an observer of %s", event)
 
     def recent(self) -> list[LendingEvent]:
         return list(self._recent)

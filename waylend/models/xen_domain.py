@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
+from waylend.domain.in_process import BookOptions
 from waylend.domain.xen.domain import XenDomain
 from waylend.domain.xen.operations import LendingOperations
-from waylend.lending.lease import BackingIndex
-from waylend.lending.pages import PAGE_SHIFT
 from waylend.models.xen_guest import GuestDomain
 from waylend.models.xen_hypervisor import Hypervisor
 
@@ -19,14 +20,10 @@ class XenModelDomain(XenDomain):
         self,
         name: str,
         *,
-        aperture_pages: int = (256 << 20) >> PAGE_SHIFT,
-        read_only: bool = False,
-        lease_limit: int = 1024,
-        page_limit: int | None = None,
         thread_count: int = 1,
-        by_backing: BackingIndex | None = None,
         operations: LendingOperations | None = None,
         first_gfn: int = 0x100000,
+        **book: Unpack[BookOptions],
     ) -> None:
         #: The borrower, where it is ours.
         self.guest: GuestDomain | None = None
@@ -37,12 +34,8 @@ class XenModelDomain(XenDomain):
             operations = hypervisor.open_lending(0, self.guest.domain_id)
         super().__init__(
             name,
-            aperture_pages=aperture_pages,
-            read_only=read_only,
-            lease_limit=lease_limit,
-            page_limit=page_limit,
             thread_count=thread_count,
-            by_backing=by_backing,
+            **book,
             operations=operations,
             first_gfn=first_gfn,
         )

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.domain.borrowers import DEADLINE_S, Faulted, FdBorrower, file_backing_fd, opened
+from tests.domain.hanging import HangingBacking
 from tests.processes import wait_until
 from waylend.backing.file import FileBacking
 from waylend.domain.fuse.domain import FuseDomain
@@ -410,29 +411,6 @@ def test_no_borrower_reads_a_page_that_was_fetched_before_the_last_acknowledged_
         _, complaint = reader.communicate(timeout=DEADLINE_S)
         assert (reader.returncode, complaint) == (0, "")
     os.close(acknowledged_fd)
-
-
-class HangingBacking(FileBacking):
-    """Misbehaves on purpose: neither reads nor takes writes until it is told to go on."""
-
-    def __init__(self) -> None:
-        super().__init__(file_backing_fd(PAGES), writable=True)
-        self.hangs = True
-        self.asked = threading.Event()
-        self.go_on = threading.Event()
-
-    def _hang(self) -> None:
-        if self.hangs:
-            self.asked.set()
-            assert self.go_on.wait(DEADLINE_S)
-
-    def read(self, pages: PageRange) -> bytes:
-        self._hang()
-        return super().read(pages)
-
-    def write(self, pages: PageRange, content: bytes | memoryview) -> None:
-        self._hang()
-        super().write(pages, content)
 
 
 @pytest.mark.parametrize("hangs_in", ["read", "write"])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import zipfile
+from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -14,11 +18,14 @@ import sortedcontainers
 
 import waylend
 from tests.domain.borrowers import DEADLINE_S, Faulted, FdBorrower, file_backing_fd, opened
-from tests.processes import wait_until
+from tests.domain.hanging import HangingBacking
+from tests.processes import absent, wait_until
 from waylend.backing.file import FileBacking
+from waylend.domain.fuse.domain import FuseDomain
+from waylend.domain.process import serving
 from waylend.domain.process.caller import ProcessDomain
-from waylend.errors import LeaseEnded, NoSpace, QuotaExceeded
-from waylend.lending.lease import LeaseState
+from waylend.errors import LeaseEnded, NoSpace, QuotaExceeded, RevokeTimeout, Unavailable
+from waylend.lending.lease import Lease, LeaseState, Protection
 from waylend.lending.pages import PAGE_SIZE
 
 
@@ -154,3 +161,201 @@ def test_lending_anew_after_its_process_was_killed_starts_another() -> None:
         domain.end(old)
         with FdBorrower(domain.open_lease(new)) as borrower:
             assert borrower.read(PAGE_SIZE, 1) == b"\2"
+
+
+# -- a start that fails
+
+
+def test_a_start_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as nowhere:
+        nowhere.setattr(sys, "executable", "/nowhere/python")
+        with pytest.raises(Unavailable, match=r"can't start a process that serves: .*/nowhere/python"):
+            ProcessDomain("failed")
+    with monkeypatch.context() as empty:
+        empty.setattr(serving, "_module_path", list)
+        with pytest.raises(Unavailable, match=r"did not come up: ModuleNotFoundError: No module named 'waylend'"):
+            ProcessDomain("failed")
+    with pytest.raises(Unavailable, match=r"did not come up: .*at least two threads"):
+        ProcessDomain("failed", thread_count=1)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+# -- nobody waits for somebody else's request, nor for ever
+
+
+class HangingFile:
+    """A file whose writes take as long as the test likes: lent by a domain of its own, from a backing that hangs."""
+
+    def __init__(self) -> None:
+        self._domain = FuseDomain("slow", aperture_pages=64, thread_count=4, deadline_s=DEADLINE_S)
+        self.backing = HangingBacking()
+        self.backing.hangs = False
+        self._lease = self._domain.lend(self.backing, protection=Protection.READ_WRITE)
+
+    def open(self) -> int:
+        return self._domain.open_lease(self._lease)
+
+    def close(self) -> None:
+        self.backing.go_on.set()
+        self._domain.close()
+
+
+@pytest.fixture
+def hanging_file() -> Iterator[HangingFile]:
+    try:
+        file = HangingFile()
+    except Unavailable as missing:
+        absent(str(missing))
+    yield file
+    file.close()
+
+
+@contextlib.contextmanager
+def lent_dirty(domain: ProcessDomain, file: HangingFile) -> Iterator[Lease]:
+    """A lease of that file, with a page that was written to; and writing it back hangs from now on."""
+    lease = domain.lend(FileBacking(file.open(), writable=True), protection=Protection.READ_WRITE)
+    borrower = FdBorrower(domain.open_lease(lease), writable=True)
+    borrower.write(0, b"dirty")
+    file.backing.hangs = True
+    yield lease
+    file.backing.go_on.set()
+    borrower.kill()
+
+
+def test_a_request_that_takes_its_time_holds_up_nobody_else(hanging_file: HangingFile) -> None:
+    options = {"aperture_pages": 256, "deadline_s": DEADLINE_S, "thread_count": 4}
+    with opened(ProcessDomain, **options) as domain, lent_dirty(domain, hanging_file) as lease:
+        ending = threading.Thread(target=domain.end, args=(lease,))
+        ending.start()
+        assert hanging_file.backing.asked.wait(DEADLINE_S)
+        other = domain.lend(FileBacking(file_backing_fd(2)))
+        with FdBorrower(domain.open_lease(other)) as borrower:
+            assert borrower.read(PAGE_SIZE, 1) == b"\2"
+        domain.revoke(other)
+        domain.end(other)
+        assert len(domain.stats().leases) == 1
+        assert ending.is_alive(), "all of that while the first was under way"
+        hanging_file.backing.go_on.set()
+        ending.join(DEADLINE_S)
+        assert not ending.is_alive()
+        assert lease.state is LeaseState.ENDED
+
+
+def test_sync_may_take_longer_than_an_answer_as_long_as_the_process_lives(hanging_file: HangingFile) -> None:
+    with (
+        opened(
+            ProcessDomain, aperture_pages=256, deadline_s=DEADLINE_S, thread_count=4, answer_deadline_s=0.4
+        ) as domain,
+        lent_dirty(domain, hanging_file) as lease,
+    ):
+        syncing = threading.Thread(target=domain.sync, args=(lease,))
+        syncing.start()
+        assert hanging_file.backing.asked.wait(DEADLINE_S)
+        syncing.join(1.5)  # the test's input, not a wait: a few times as long as the deadline
+        assert syncing.is_alive()
+        hanging_file.backing.go_on.set()
+        syncing.join(DEADLINE_S)
+        assert not syncing.is_alive()
+        assert runs(domain.pid)
+
+
+class Lost:
+    """Whoever wants to know when a domain has lost all that it lent."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+        self.happened = threading.Event()
+
+    def __call__(self, reason: str) -> None:
+        self.reasons.append(reason)
+        self.happened.set()
+
+
+def test_a_process_that_is_stopped_is_given_up_and_nothing_hangs(caplog: pytest.LogCaptureFixture) -> None:
+    lost = Lost()
+    with opened(ProcessDomain, aperture_pages=64, answer_deadline_s=0.5, on_lost=lost) as domain:
+        backing = FileBacking(file_backing_fd(40))
+        lease = domain.lend(backing)
+        pid = domain.pid
+        with FdBorrower(domain.open_lease(lease)) as borrower:
+            os.kill(pid, signal.SIGSTOP)
+            with pytest.raises(LeaseEnded, match=r"did not answer 'revoke' within 0\.5 s"):
+                domain.revoke(lease)
+            with pytest.raises(Faulted):
+                borrower.read(39 * PAGE_SIZE, 1)
+        assert lost.happened.wait(DEADLINE_S)
+        assert lost.reasons == ["its process did not answer 'revoke' within 0.5 s"]
+        assert "all that it lent is cut off" in caplog.text
+        assert lease.state is LeaseState.ENDED
+        assert backing.fileno() < 0
+        assert not runs(pid)
+        again = domain.lend(FileBacking(file_backing_fd(4)))
+        with FdBorrower(domain.open_lease(again)) as borrower:
+            assert borrower.read(PAGE_SIZE, 1) == b"\2"
+
+
+def test_what_is_lent_later_waits_for_nobody() -> None:
+    """Not even for a process that reads nothing: far more than its socket has room for."""
+    with opened(ProcessDomain, aperture_pages=4096, lease_limit=4096, answer_deadline_s=DEADLINE_S) as domain:
+        backing = FileBacking(file_backing_fd(1))
+        os.kill(domain.pid, signal.SIGSTOP)
+        asked: list[Future[Lease]] = []
+        asking = threading.Thread(
+            target=lambda: asked.extend(domain.lend_later(backing, name="x" * 1000) for _ in range(700))
+        )
+        asking.start()
+        asking.join(DEADLINE_S / 2)
+        assert not asking.is_alive()
+        assert not any(future.done() for future in asked)
+        os.kill(domain.pid, signal.SIGCONT)
+        leases = [future.result(DEADLINE_S) for future in asked]
+        assert len({lease.gfns for lease in leases}) == 700
+        fd = domain.open_lease_later(leases[-1]).result(DEADLINE_S)
+        assert os.pread(fd, 1, 0) == b"\1"
+        os.close(fd)
+
+
+def test_what_cannot_be_lent_later_is_still_the_callers() -> None:
+    with opened(ProcessDomain, aperture_pages=4) as domain:
+        backing = FileBacking(file_backing_fd(5))
+        assert isinstance(domain.lend_later(backing).exception(DEADLINE_S), NoSpace | QuotaExceeded)
+        assert backing.fileno() >= 0
+        with pytest.raises(ValueError, match="can't lend"):
+            domain.lend_later(backing, offset_bytes=PAGE_SIZE, size_bytes=5 * PAGE_SIZE)
+        lent = domain.lend_later(backing, size_bytes=PAGE_SIZE)
+        assert not lent.cancel(), "what is under way can't be taken back, only be ended"
+        domain.end(lent.result(DEADLINE_S))
+        assert backing.fileno() < 0
+
+
+def test_when_the_deadline_of_a_revocation_passes_the_owner_is_told(hanging_file: HangingFile) -> None:
+    lost = Lost()
+    with opened(ProcessDomain, aperture_pages=256, deadline_s=0.3, thread_count=4, on_lost=lost) as domain:
+        other = domain.lend(FileBacking(file_backing_fd(1)))
+        with lent_dirty(domain, hanging_file) as lease:
+            with pytest.raises(RevokeTimeout, match=r"longer than 0\.3 s"):
+                domain.end(lease)
+            assert lost.happened.wait(DEADLINE_S)
+            assert lost.reasons == ["pages could not be taken away within 0.3 s"]
+            assert other.state is LeaseState.ENDED
+            hanging_file.backing.go_on.set()
+            with FdBorrower(domain.open_lease(domain.lend(FileBacking(file_backing_fd(2))))) as borrower:
+                assert borrower.read(PAGE_SIZE, 1) == b"\2"
+
+
+def test_when_its_process_is_killed_the_owner_is_told_but_not_when_it_is_closed() -> None:
+    lost = Lost()
+    with opened(ProcessDomain, aperture_pages=64, on_lost=lost) as domain:
+        os.kill(domain.pid, signal.SIGKILL)
+        assert lost.happened.wait(DEADLINE_S)
+        assert lost.reasons == ["its process has ended"]
+    assert len(lost.reasons) == 1
+
+
+def test_an_observer_that_waits_for_the_domain_is_refused_not_a_deadlock(caplog: pytest.LogCaptureFixture) -> None:
+    with opened(ProcessDomain, aperture_pages=64) as domain:
+        domain.events.watch(lambda event: domain.stats(), faults=False)
+        lease = domain.lend(FileBacking(file_backing_fd(1)))
+        domain.revoke(lease)
+        wait_until(lambda: "must not wait for its domain" in caplog.text, "it is refused")

@@ -50,14 +50,19 @@ class _Served:
         self.sock.send(_IN_HEADER.pack(56, wire.INIT, 1, 0, 0, 0, 0, 0) + struct.pack("=IIII", 7, 38, 1 << 17, 0xFFFF))
         self._its, self._root = its.detach(), os.open("/", os.O_PATH | os.O_CLOEXEC)
         mount = SimpleNamespace(device_fd=self._its, root_fd=self._root)
-        self.server = FuseServer(cast("FuseMount", mount), self.domain, name="fuzz")
+        self.server = FuseServer(cast("FuseMount", mount), name="fuzz")
+        self._real = self.domain._server
+        self._serve_by(self.server)
+        self.server.start(self.domain._served)
         self.sock.recv(1 << 16)
-        self.domain._server, self._real = self.server, self.domain._server
         self.leases = [
             self._lend(Protection.READ),
             self._lend(Protection.READ_WRITE, PAGE + 100),
             self._lend(Protection.READ_WRITE),
         ]
+
+    def _serve_by(self, server: FuseServer) -> None:
+        self.domain._server = self.domain._served._server = server
 
     def _lend(self, protection: Protection, size_bytes: int | None = None) -> Lease:
         fd = os.memfd_create("lent")
@@ -66,7 +71,7 @@ class _Served:
         return self.domain.lend(backing, size_bytes=size_bytes, protection=protection, loss=LossPolicy.ZERO)
 
     def close(self) -> None:
-        self.domain._server = self._real
+        self._serve_by(self._real)
         # Its threads end after a request more.
         self.server._cut_off = True
         for _ in self.server._threads:

@@ -7,6 +7,7 @@ from typing import Final
 
 from waylend.backing.base import Backing
 from waylend.domain.fuse import wire
+from waylend.domain.lent_range import LentRange
 from waylend.lending.lease import Lease
 
 ROOT: Final = wire.ROOT_NODE
@@ -24,23 +25,17 @@ def node_of(lease: Lease) -> int:
 class CachedFile:
     """A file of which the kernel may have pages cached. ``known``: it has asked for it. ``dropping``: see ``unmap``."""
 
-    __slots__ = ("dropping", "known")
-
     def __init__(self) -> None:
         self.known = False
         self.dropping = threading.Lock()
 
 
-class LeaseFile(CachedFile):
+class LeaseFile(LentRange, CachedFile):
     """A lease's own file, and what the server keeps of the lease besides the book's entry."""
 
-    __slots__ = ("backing", "forgets", "lease", "opens", "read", "redrawn")
-
     def __init__(self, lease: Lease, backing: Backing, *, redrawn: bool) -> None:
-        super().__init__()
-        self.lease = lease
-        self.backing = backing
-        self.read = backing.read
+        LentRange.__init__(self, lease, backing)
+        CachedFile.__init__(self)
         #: Open files of borrowers, descriptors in flight and mappings included.
         self.opens = 0
         self.redrawn = redrawn

@@ -67,16 +67,15 @@ class _Request(NamedTuple):
 
 
 class FuseServer:
-    """Serves ``files`` on ``mount``, which it owns from now on, with ``thread_count`` threads (at least two: an
-    invalidation waits for the write-backs that another thread takes)."""
+    """Serves files on ``mount``, which it owns from now on, with ``thread_count`` threads (at least two: an
+    invalidation waits for the write-backs that another thread takes). Nothing is served before ``start``."""
 
     def __init__(
-        self, mount: mounts.FuseMount, files: Files, *, name: str, thread_count: int = 2, read_ahead_pages: int = 32
+        self, mount: mounts.FuseMount, *, name: str, thread_count: int = 2, read_ahead_pages: int = 32
     ) -> None:
         if thread_count < 2:
             raise ValueError("at least two threads: an invalidation waits for write-backs that another one takes")
         self._mount = mount
-        self._files = files
         self._read_ahead_bytes = read_ahead_pages * 4096
         self._device = mount.device_fd
         self._cut_off = False
@@ -98,11 +97,16 @@ class FuseServer:
         self._threads = [
             threading.Thread(target=self._serve, name=f"{name}-fuse-{i}", daemon=True) for i in range(thread_count)
         ]
+        #: The number under which the kernel knows the connection, for ``abort``.
+        self.connection = -1
+
+    def start(self, files: Files) -> None:
+        """Serves ``files`` from now on."""
+        self._files = files
         for thread in self._threads:
             thread.start()
         self._initialised.wait()
-        #: The number under which the kernel knows the connection, for ``abort``.
-        self.connection = os.minor(os.fstat(mount.root_fd).st_dev)
+        self.connection = os.minor(os.fstat(self._mount.root_fd).st_dev)
 
     # -- what the owner asks for
 

@@ -7,6 +7,7 @@ business; here is what the kernel is told, in which order, and what it may wait 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import threading
@@ -15,7 +16,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from waylend import linux
-from waylend.domain.fuse.files import BAR, CachedFile, LeaseFile, node_of
+from waylend.domain.fuse.files import BAR, LeaseFile, node_of
+from waylend.domain.fuse.served_files import ServedFiles
 from waylend.domain.fuse.server import FuseServer
 from waylend.lending.p2m import Invalidation, Parked
 from waylend.lending.pages import PAGE_SHIFT, PageRange
@@ -38,15 +40,14 @@ class _OwnFile(NamedTuple):
 
 
 class Unmapping:
-    """For one domain. ``lock`` guards its invalidations; ``bar`` is the file of the whole aperture."""
+    """Of the files ``served`` of one domain. ``lock`` guards its invalidations."""
 
-    def __init__(self, name: str, server: FuseServer, lock: threading.Lock, bar: CachedFile) -> None:
+    def __init__(self, name: str, server: FuseServer, lock: threading.Lock, served: ServedFiles) -> None:
         self._name = name
         self._server = server
         self._lock = lock
-        self._bar = bar
-        #: Threads of ours that are opening a file to have it written back: no borrowers.
-        self.own_openers: set[int] = set()
+        self._own_openers = served.own_openers
+        self._bar = served.bar
 
     def unmap(self, file: LeaseFile, invalidation: Invalidation) -> None:
         """Drops the pages from the kernel's page cache, until no fault can have slipped in behind (see Invalidation)."""
@@ -139,14 +140,14 @@ class Unmapping:
     def _opened(self, path: str, first_page: int) -> Iterator[list[_OwnFile]]:
         """One of them, or none where it can't be had."""
         thread_id = threading.get_native_id()
-        self.own_openers.add(thread_id)
+        self._own_openers.add(thread_id)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._server.root_fd)
         except OSError as error:  # cut off: nothing can be written back any more
             logger.warning("domain %s: can't write back %s: %s", self._name, path, error)
             fd = -1
         finally:
-            self.own_openers.discard(thread_id)
+            self._own_openers.discard(thread_id)
         if fd < 0:
             yield []
             return
@@ -162,8 +163,9 @@ class Unmapping:
             offset_bytes = (own_file.first_page + pages.start) << PAGE_SHIFT
             try:
                 linux.sync_file_range(own_file.fd, offset_bytes, size_bytes)
-            except OSError as error:  # whoever served the write-back has said more
-                logger.info("domain %s: %s", self._name, error)
+            except OSError as error:
+                if error.errno != errno.EIO:  # for what a backing didn't take, which has been said
+                    logger.warning("domain %s: %s", self._name, error)
 
     def write_back(self, file: LeaseFile) -> None:
         """Has the kernel hand us what the borrower wrote so far."""

@@ -14,7 +14,7 @@ from functools import partial
 
 from waylend.domain.kvm.guest_range import GuestRange
 from waylend.domain.kvm.userfault import FAULT_WP, FAULT_WRITE, FaultServer, Userfault
-from waylend.domain.machine import Lent, hand_over
+from waylend.domain.machine import MachineRange
 from waylend.errors import BackingLost, LeaseEnded, Unavailable
 from waylend.lending.lease import ABSENT, DIRTY, LOST, PRESENT, RESOLVING, Lease, LeaseState
 from waylend.lending.p2m import P2M
@@ -34,14 +34,14 @@ class KvmAperture:
     """
 
     def __init__(
-        self, page_count: int, p2m: P2M, lent_at: Callable[[int], Lent | None], *, name: str, thread_count: int
+        self, page_count: int, p2m: P2M, lent_at: Callable[[int], MachineRange | None], *, name: str, thread_count: int
     ) -> None:
         self._p2m = p2m
         self._lock = p2m.lock
         self._lent_at = lent_at
         self._name = name
         #: What the last fault was on: most are followed by one on the same.
-        self._recent: Lent | None = None
+        self._recent: MachineRange | None = None
         self._userfault = Userfault()
         try:
             self.window = GuestRange(page_count)
@@ -69,14 +69,14 @@ class KvmAperture:
 
     # -- taking pages away
 
-    def take(self, lent: Lent, pages: PageRange) -> int:
+    def take(self, lent: MachineRange, pages: PageRange) -> int:
         """Takes ``pages`` (from 0) away; how many the guest may have had. Waits for nobody but the lease's own backing."""
         try:
             return self._p2m.invalidate(lent.lease, pages, lambda _: self._unmap(lent, pages))
         finally:
             self.wake(lent.lease, pages)  # faults that came meanwhile were left alone
 
-    def _unmap(self, lent: Lent, pages: PageRange) -> None:
+    def _unmap(self, lent: MachineRange, pages: PageRange) -> None:
         """Once it returns the guest has none of ``pages``, and the backing has what the guest wrote.
 
         The guest loses all pages first, the backing is written to afterwards: a slow backing leaves it nothing in hand.
@@ -92,9 +92,9 @@ class KvmAperture:
                 written += [(run, self.window.read(_gfns(lease, run))) for run in self._clean(lease, stretch)]
                 self._drop(lease, stretch)
             for run, content in written:
-                hand_over(self._p2m, lent, run, content)
+                lent.hand_over(self._p2m.events, run.start << PAGE_SHIFT, content)
 
-    def write_back(self, lent: Lent) -> None:
+    def write_back(self, lent: MachineRange) -> None:
         """Hands all that is dirty to the backing; the guest keeps it. Raises BackingLost: then what is left is still dirty."""
         lease = lent.lease
         with lent.taking_back:
@@ -102,7 +102,7 @@ class KvmAperture:
                 runs = self._clean(lease, stretch)
                 while runs:
                     try:
-                        lent.write_back(runs[0], self.window.read(_gfns(lease, runs[0])))
+                        lent.store(runs[0].start << PAGE_SHIFT, self.window.read(_gfns(lease, runs[0])))
                     except BaseException:
                         with self._lock:
                             for run in runs:
@@ -162,7 +162,7 @@ class KvmAperture:
 
     def _resolve(
         self,
-        lent: Lent,
+        lent: MachineRange,
         page: int,
         fetch: Callable[[PageRange], bytes],
         install: Callable[[bytes], None],
@@ -184,7 +184,7 @@ class KvmAperture:
         if not resolved:
             self._userfault.wake(self.window.address_of(lent.first_gfn + page), PAGE_SIZE)
 
-    def _resolve_store(self, lent: Lent, page: int, address: int) -> None:
+    def _resolve_store(self, lent: MachineRange, page: int, address: int) -> None:
         """The page is dirty from the beginning, and its guest needs no second fault. Unless it is lost: zeros aren't dirty."""
         found = False
 

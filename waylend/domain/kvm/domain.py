@@ -11,8 +11,8 @@ An access to what isn't lent, a store to a read-only lease, and a page lost unde
 the vCPU back to its owner: KVM_RUN ends with EFAULT, EHWPOISON, KVM_EXIT_MEMORY_FAULT, or KVM_EXIT_MMIO within the slot, as the
 kernel and its processor have it (``vm`` tells them as ExitKind.REFUSED).
 
-What the borrower can't do (DESIGN 4.6) follows from what it has, guest addresses: it has no descriptor and no name
-for the pages, so it can't pass them on; host system calls never take its pointers; read-only leases are
+What the borrower can't do (docs/lending.md, "Restrictions") follows from what it has, guest addresses: it has no descriptor and
+no name for the pages, so it can't pass them on; host system calls never take its pointers; read-only leases are
 write-protected in our page tables, from which its own are made; devices reach the window only where the VMM maps it for them,
 which it must not. It can't outlive its lender, which is the process that it lives in.
 
@@ -25,12 +25,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from typing import Unpack
 
+from waylend.domain.in_process import BookOptions
 from waylend.domain.kvm.aperture import KvmAperture
 from waylend.domain.kvm.vm import open_kvm, set_memory_slot
-from waylend.domain.machine import Lent, MachineDomain
+from waylend.domain.machine import MachineDomain, MachineRange
 from waylend.errors import LeaseEnded, NoSpace
-from waylend.lending.lease import BackingIndex, Lease
+from waylend.lending.lease import Lease
 from waylend.lending.pages import PAGE_SHIFT, PageRange
 from waylend.linux import PROT_NONE, PROT_READ, PROT_READ_WRITE
 
@@ -40,8 +42,7 @@ logger = logging.getLogger(__name__)
 class KvmDomain(MachineDomain):
     """See ``Domain``. Raises Unavailable, with reason and remedy, where KVM or userfaultfd is not to be had.
 
-    ``attach`` maps the aperture into a virtual machine. ``read_only`` refuses writable leases. ``by_backing`` is an
-    index to share with other domains of the same lender.
+    ``attach`` maps the aperture into a virtual machine. ``thread_count`` threads serve its faults. For the rest: BookOptions.
     """
 
     mechanism = "kvm"
@@ -50,24 +51,18 @@ class KvmDomain(MachineDomain):
         self,
         name: str,
         *,
-        aperture_pages: int = (256 << 20) >> PAGE_SHIFT,
-        read_only: bool = False,
-        lease_limit: int = 1024,
-        page_limit: int | None = None,
         thread_count: int = 2,
-        by_backing: BackingIndex | None = None,
+        **book: Unpack[BookOptions],
     ) -> None:
         super().__init__(
             name,
-            aperture_pages=aperture_pages,
-            read_only=read_only,
-            lease_limit=lease_limit,
-            page_limit=page_limit,
-            by_backing=by_backing,
+            **book,
         )
         self._attached: list[tuple[int, int]] = []  # (descriptor of the virtual machine, slot)
         os.close(open_kvm())
-        self._aperture = KvmAperture(aperture_pages, self._p2m, self._lent_at, name=name, thread_count=thread_count)
+        self._aperture = KvmAperture(
+            self._table.aperture_pages, self._p2m, self._lent_at, name=name, thread_count=thread_count
+        )
 
     # -- the VMM's side
 
@@ -141,10 +136,10 @@ class KvmDomain(MachineDomain):
         except OSError:  # vm.max_map_count: an access is a fault then, which nobody's page answers
             logger.exception("domain %s, lease %d: closing its addresses", self.name, lease.lease_id)
 
-    def _take(self, lent: Lent, pages: PageRange) -> int:
+    def _take(self, lent: MachineRange, pages: PageRange) -> int:
         return self._aperture.take(lent, pages)
 
-    def _write_back(self, lent: Lent) -> None:
+    def _write_back(self, lent: MachineRange) -> None:
         self._aperture.write_back(lent)
 
     def _wake(self, lease: Lease) -> None:

@@ -4,9 +4,9 @@ The aperture is a range of gfns of the borrower, whose vCPUs pause at a lent pag
 hypervisor goes through ``LendingOperations``, which the model's ``LendingFd`` has (``models``): a driver for real Xen can take
 its place.
 
-What the borrower can't do (DESIGN 4.6) is the hypervisor's to enforce, and the model does: hypercalls see lent memory as absent,
-it can't be granted, mapped by others, lent onwards or given to a device, and a domain that borrows doesn't migrate without its
-lender. The lender controls this one domain, and nothing else, by its capability.
+What the borrower can't do (docs/lending.md, "Restrictions") is the hypervisor's to enforce, and the model does: hypercalls see
+lent memory as absent, it can't be granted, mapped by others, lent onwards or given to a device, and a domain that borrows doesn't
+migrate without its lender. The lender controls this one domain, and nothing else, by its capability.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from typing import Unpack
 
-from waylend.domain.machine import Lent, MachineDomain, hand_over
+from waylend.domain.in_process import BookOptions
+from waylend.domain.machine import MachineDomain, MachineRange
 from waylend.domain.xen.operations import Dirtied, FaultRecord, HypercallError, LendingOperations
 from waylend.errors import BackingLost, LeaseEnded
-from waylend.lending.lease import LOST, BackingIndex, Lease
+from waylend.lending.lease import LOST, Lease
 from waylend.lending.pages import PAGE_SHIFT, PageRange
 
 logger = logging.getLogger(__name__)
@@ -37,22 +39,14 @@ class XenDomain(MachineDomain):
         self,
         name: str,
         *,
-        aperture_pages: int = (256 << 20) >> PAGE_SHIFT,
-        read_only: bool = False,
-        lease_limit: int = 1024,
-        page_limit: int | None = None,
         thread_count: int = 1,
-        by_backing: BackingIndex | None = None,
         operations: LendingOperations,
         first_gfn: int = 0x100000,
+        **book: Unpack[BookOptions],
     ) -> None:
         super().__init__(
             name,
-            aperture_pages=aperture_pages,
-            read_only=read_only,
-            lease_limit=lease_limit,
-            page_limit=page_limit,
-            by_backing=by_backing,
+            **book,
         )
         self.first_gfn = first_gfn
         self._operations = operations
@@ -118,7 +112,7 @@ class XenDomain(MachineDomain):
             if not resolved:
                 self._operations.retry(fault.gfn)
 
-    def _lose(self, lent: Lent, page: int) -> None:
+    def _lose(self, lent: MachineRange, page: int) -> None:
         """The borrower gets a fault there, unless the page has been taken away since: then it asks anew."""
         gfn = self.first_gfn + lent.first_gfn + page
         with self._lock:
@@ -139,23 +133,21 @@ class XenDomain(MachineDomain):
     def _close_range(self, lease: Lease) -> None:
         """Nothing: the range is closed with its last page, by ``_wake``; until then a fault finds that the lease is over."""
 
-    def _take(self, lent: Lent, pages: PageRange) -> int:
+    def _take(self, lent: MachineRange, pages: PageRange) -> int:
         return self._p2m.invalidate(lent.lease, pages, lambda _: self._unmap(lent, pages))
 
-    def _unmap(self, lent: Lent, pages: PageRange) -> None:
+    def _unmap(self, lent: MachineRange, pages: PageRange) -> None:
         with lent.taking_back:
             self._hand_over(lent, self._operations.revoke(self._gfns(lent.lease, pages)))
 
-    def _write_back(self, lent: Lent) -> None:
+    def _write_back(self, lent: MachineRange) -> None:
         with lent.taking_back:
-            for gfn, content in self._operations.clean(self._gfns(lent.lease, PageRange(0, lent.lease.page_count))):
-                page = gfn - self.first_gfn - lent.first_gfn
-                lent.write_back(PageRange(page, page + 1), content)
+            self._hand_over(lent, self._operations.clean(self._gfns(lent.lease, PageRange(0, lent.lease.page_count))))
 
-    def _hand_over(self, lent: Lent, dirtied: list[Dirtied]) -> None:
+    def _hand_over(self, lent: MachineRange, dirtied: list[Dirtied]) -> None:
         for gfn, content in dirtied:
             page = gfn - self.first_gfn - lent.first_gfn
-            hand_over(self._p2m, lent, PageRange(page, page + 1), content)
+            lent.hand_over(self.events, page << PAGE_SHIFT, content)
 
     def _wake(self, lease: Lease) -> None:
         self._operations.end(self._gfns(lease, PageRange(0, lease.page_count)))
