@@ -250,15 +250,12 @@ class ServedFiles:
             with self._lock:
                 leases = self._table.overlapping(gfns)
             for lease in leases:
-                first = max(lease.gfns.start << PAGE_SHIFT, offset_bytes)
-                last = min((lease.gfns.start << PAGE_SHIFT) + lease.size_bytes, offset_bytes + len(content))
                 file = self._lent.get(lease.lease_id)
-                if file is not None and lease.writable and first < last:
-                    self._write_lease(
-                        file,
-                        first - (lease.gfns.start << PAGE_SHIFT),
-                        content[first - offset_bytes : last - offset_bytes],
-                    )
+                if file is not None and lease.writable:
+                    at = lease.gfns.start << PAGE_SHIFT
+                    first = max(at, offset_bytes)
+                    # To the lease's last byte (LentRange): what lies behind is of others, or of nobody.
+                    self._write_lease(file, first - at, content[first - offset_bytes :])
             return
         file = self._lent.get(node - FIRST_LEASE)
         if file is None or not file.lease.writable:
