@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import RenderableType
@@ -40,12 +40,8 @@ def shown(
     for proxy in proxies:
         for domain in proxy["domains"]:
             leases = domain["leases"]
-            heading = Text(domain["name"], style="bold")
-            heading.append(
-                f" by {domain['mechanism']}: pid {proxy['pid']}, {', '.join(proxy['listen'])} -> {proxy['compositor']}",
-                style="not bold",
-            )
-            yield heading
+            name, rest = heading_of(proxy, domain)
+            yield Text(name, style="bold").append(rest, style="not bold")
             silent_s = proxy.get("guest_silent_s") or 0.0
             if silent_s >= LONG_SILENCE_S:
                 yield Text(f"  nothing was heard of the guest for {silent_s:.0f} s: it may be paused")
@@ -62,6 +58,12 @@ def shown(
             yield Text(
                 f"{resident >> 20} of {domain['aperture_pages'] >> (20 - PAGE_SHIFT)} MiB of the aperture are there"
             )
+
+
+def heading_of(proxy: Mapping[str, Any], domain: Mapping[str, Any]) -> tuple[str, str]:
+    """The domain's name, and what else is to be said of it."""
+    where = f"{', '.join(proxy['listen'])} -> {proxy['compositor']}"
+    return domain["name"], f" by {domain['mechanism']}: pid {proxy['pid']}, {where}"
 
 
 def _table(leases: Sequence[dict[str, Any]], rates: Sequence[float] | None = None) -> Table:

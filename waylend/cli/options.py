@@ -36,7 +36,7 @@ def shim_options(command: Command) -> Command:
         click.option(
             "--screenshot",
             type=click.Path(path_type=Path, dir_okay=False),
-            callback=_can_be_written,
+            callback=can_be_written,
             metavar="FILE",
             help="Write what the shim shows at the end to a PNG file.",
         ),
@@ -60,7 +60,7 @@ def _size(context: click.Context, option: click.Parameter, text: str) -> str:
     return text
 
 
-def _can_be_written(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
+def can_be_written(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
     """At the end it would be too late to say so."""
     if path is not None and not os.access(path if path.exists() else path.parent, os.W_OK):
         why = "Permission denied" if path.parent.exists() else "there is no such folder"

@@ -29,8 +29,9 @@ from waylend.service.control import ask, running_proxies
     help="How often to look.",
 )
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after looking so often. [default: at Ctrl-C]")
+@click.option("--map", "as_map", is_flag=True, help="Draw each domain's aperture as a map; pages that came flash.")
 @json_option
-def command(control: str | None, interval: float, count: int | None, as_json: bool) -> None:
+def command(control: str | None, interval: float, count: int | None, as_map: bool, as_json: bool) -> None:
     """Watch what running proxies have lent: pages present and faults a second, until Ctrl-C.
 
     Not on a terminal, each look is printed below the last; with --json it is one line.
@@ -39,17 +40,19 @@ def command(control: str | None, interval: float, count: int | None, as_json: bo
         # Behind `nohup` or `&` they are ignored, and would stay so.
         signal.signal(number, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
-        _watch(None if control is None else Path(control), interval, count, as_json)
+        _watch(None if control is None else Path(control), interval, count, as_map, as_json)
 
 
-def _watch(control: Path | None, interval_s: float, count: int | None, as_json: bool) -> None:
+def _watch(control: Path | None, interval_s: float, count: int | None, as_map: bool, as_json: bool) -> None:
     from rich.console import Console, Group  # noqa: PLC0415 (only where something is shown)
     from rich.live import Live  # noqa: PLC0415
 
+    from waylend.cli.lease_map import MapView  # noqa: PLC0415
     from waylend.cli.lease_table import shown  # noqa: PLC0415
 
     console = Console(highlight=False)
     faults = _Faults()
+    view = MapView()
     with contextlib.ExitStack() as stack:
         live = None
         if console.is_terminal and not as_json:
@@ -59,11 +62,13 @@ def _watch(control: Path | None, interval_s: float, count: int | None, as_json: 
             rates = faults.rates(proxies, time.monotonic())
             if as_json:
                 print(json.dumps(proxies), flush=True)
-            elif live is not None:
-                live.update(Group(*shown(proxies, rates)), refresh=True)
             else:
-                console.print(Group(*shown(proxies, rates)), soft_wrap=True)
-                sys.stdout.flush()
+                parts = view.shown(proxies, rates, *console.size) if as_map else shown(proxies, rates)
+                if live is not None:
+                    live.update(Group(*parts), refresh=True)
+                else:
+                    console.print(Group(*parts), soft_wrap=True)
+                    sys.stdout.flush()
             if number == count:
                 return
             time.sleep(interval_s)

@@ -11,6 +11,7 @@ from waylend.backing.base import Backing
 from waylend.errors import LeaseEnded
 from waylend.lending.lease import Lease, LossPolicy, Protection
 from waylend.lending.p2m import EventLog
+from waylend.lending.page_states import encoded
 from waylend.lending.pages import PAGE_SIZE, PageRange
 
 
@@ -28,6 +29,8 @@ class LeaseStats:
     pages_present: int
     faults_served: int
     revocations: int
+    #: Of each page, as ``page_states.encoded`` has it.
+    page_states: str
 
     @classmethod
     def of(cls, lease: Lease) -> LeaseStats:
@@ -43,6 +46,7 @@ class LeaseStats:
             pages_present=lease.pages_present,
             faults_served=lease.faults_served,
             revocations=lease.revocations,
+            page_states=encoded(lease.pages),
         )
 
 
