@@ -297,21 +297,9 @@ class P2M:
         pages = PageRange(page, page + 1)
         self._watch(LendingEventKind.FAULTED, lease, pages)
         while True:
-            with self.lock:
-                while lease.state is not LeaseState.ENDED and (
-                    lease.pages[page] == RESOLVING
-                    or (lease.in_progress and any(range_.overlaps(pages) for range_ in lease.in_progress))
-                ):
-                    self._waiting += 1
-                    self._changed.wait()
-                    self._waiting -= 1
-                if lease.state is LeaseState.ENDED:
-                    raise LeaseEnded(f"lease {lease.lease_id} is over")
-                if lease.pages[page] != ABSENT:
-                    return False
-                lease.pages[page] = RESOLVING
-                lease.faults_in_flight += 1
-                sequence = lease.sequence
+            sequence = self._begin_resolving(lease, page)
+            if sequence is None:
+                return False
             fetched = False
             try:
                 content, lost = self._fetch(fetch, lease, pages)
@@ -325,9 +313,7 @@ class P2M:
                     lease.pages[page] = ABSENT
                     if self._waiting:
                         self._changed.notify_all()
-                    stale = lease.sequence != sequence or (
-                        lease.in_progress and any(range_.overlaps(pages) for range_ in lease.in_progress)
-                    )
+                    stale = lease.sequence != sequence or _is_taken(lease, pages)
                     if fetched and not stale:
                         if content is not None:
                             install(content)
@@ -341,6 +327,25 @@ class P2M:
                     raise lost
             self._watch(LendingEventKind.SERVED, lease, pages)
             return True
+
+    def _begin_resolving(self, lease: Lease, page: int) -> int | None:
+        """Waits until nobody else resolves the page, or takes it away; the sequence counter then. None where it is there already.
+
+        Raises LeaseEnded.
+        """
+        pages = PageRange(page, page + 1)
+        with self.lock:
+            while lease.state is not LeaseState.ENDED and (lease.pages[page] == RESOLVING or _is_taken(lease, pages)):
+                self._waiting += 1
+                self._changed.wait()
+                self._waiting -= 1
+            if lease.state is LeaseState.ENDED:
+                raise LeaseEnded(f"lease {lease.lease_id} is over")
+            if lease.pages[page] != ABSENT:
+                return None
+            lease.pages[page] = RESOLVING
+            lease.faults_in_flight += 1
+            return lease.sequence
 
     @staticmethod
     def _fetch(
@@ -384,3 +389,8 @@ class P2M:
     def _watch(self, kind: LendingEventKind, lease: Lease, pages: PageRange) -> None:
         if self.events.watched:
             self.events.emit(kind, lease, pages)
+
+
+def _is_taken(lease: Lease, pages: PageRange) -> bool:
+    """Whether an invalidation of any of ``pages`` is in progress. Under the lock."""
+    return bool(lease.in_progress) and any(range_.overlaps(pages) for range_ in lease.in_progress)
