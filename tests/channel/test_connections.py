@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections.abc import Callable
 
 import pytest
 
-from tests.channel.joined import FileOfHost, Files, HandLoop, Joined
+from tests.channel.joined import FileOfHost, Files, HandLoop, Joined, Party
 from waylend.channel.halves import PADDING, GuestEnd
 from waylend.channel.messages import CONNECTION_WINDOW_BYTES
 from waylend.guest_half.leases import LeaseAsked, WholeAperture
@@ -58,11 +59,18 @@ def test_a_file_of_the_host_is_named_by_its_lease(joined: Joined) -> None:
     assert joined.ended_files == [7]
 
 
+def leased(guest: Party, on_change: Callable[[], None], on_loss: Callable[[LeaseAsked], None]) -> LeaseAsked:
+    """Ten pages, asked for."""
+    return LeaseAsked(
+        guest.connection, 10, aperture_pages=65536, on_change=on_change, on_loss=on_loss, on_over=lambda _: None
+    )
+
+
 def test_leases_are_asked_for_granted_and_given_back(joined: Joined) -> None:
     guest, host = joined.connect()
     changes: list[int] = []
     losses: list[LeaseAsked] = []
-    lease = LeaseAsked(joined.guest.channel, guest.connection, 10, lambda: changes.append(lease.gfn), losses.append)
+    lease = leased(guest, lambda: changes.append(lease.gfn), losses.append)
     joined.loop.settle()
     ((connection, object_id, page_count),) = joined.files.leases
     assert (connection, object_id, page_count) == (host.connection, lease.object_id, 10)
@@ -81,7 +89,7 @@ def test_leases_are_asked_for_granted_and_given_back(joined: Joined) -> None:
 
 def test_a_refused_lease_says_why(joined: Joined) -> None:
     guest, _ = joined.connect()
-    lease = LeaseAsked(joined.guest.channel, guest.connection, 10, lambda: None, lambda _: None)
+    lease = leased(guest, lambda: None, lambda _: None)
     joined.loop.settle()
     joined.files.wanted[0].refuse("no room")
     joined.loop.settle()

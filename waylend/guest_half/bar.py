@@ -24,6 +24,7 @@ class Bar:
     """The aperture, mapped from ``path``; ``page_count`` pages. Raises OSError, and PeerError when the file is too small."""
 
     def __init__(self, path: str, page_count: int) -> None:
+        self.page_count = page_count
         self.size_bytes = page_count << PAGE_SHIFT
         self._closed = False
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)

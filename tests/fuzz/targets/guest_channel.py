@@ -49,7 +49,14 @@ def one_input(octets: bytes) -> None:
                 ours.send(event("waylend_channel_v1.hello", 1, nonce, 1, 0, 4096))
                 _turn(loop)
                 parties += [Party(loop, guest.connect()), Party(loop, guest.connect())]
-                LeaseAsked(guest.channel, parties[0].connection, 5, lambda: None, lambda _lease: None)
+                LeaseAsked(
+                    parties[0].connection,
+                    5,
+                    aperture_pages=65536,
+                    on_change=lambda: None,
+                    on_loss=lambda _lease: None,
+                    on_over=lambda _lease: None,
+                )
                 _turn(loop)
             _play(loop, ours, parties, choices)
             ours.close()
