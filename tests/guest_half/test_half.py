@@ -219,6 +219,7 @@ class TestHostHalvesThatAreWrong:
 def asked(host: HostByHand, client: Peer, pool_fd: int) -> int:
     """The client has made a buffer, and waits for the lease that is returned."""
     host.expect("waylend_channel_v1.connect")
+    host.expect("waylend_connection_v1.bytes")  # get_registry
     host.tell("waylend_connection_v1.bytes", FIRST_CONNECTION, event("wl_registry.global", REGISTRY, 2, b"wl_shm", 1))
     client.receive("wl_registry.global")
     client.send("wl_registry.bind", REGISTRY, 2, b"wl_shm", 1, 4)
