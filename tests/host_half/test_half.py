@@ -135,7 +135,8 @@ def test_a_guest_that_never_stops_storing_does_not_hold_the_compositor_up(
         (0, 16, -1, 64, 0, "stride"),
         (0, 16, 16, -64, 0, "stride"),
         (0, 1, 1, 0x7FFFFFFF, 0, "not lent"),
-        (0, 16, 16, 64, 0x3231564E, "format"),  # NV12: planes beyond stride * height
+        (0, 16, 16, 64, 0x304C3058, "format"),  # X0L0: tiles
+        (0, 64, 172, 64, 0x3231564E, "not lent"),  # NV12: its second plane ends beyond the lease
         (0, 16, 16, 64, 0x48344258, "stride"),  # 8 bytes a pixel
     ],
 )

@@ -17,7 +17,7 @@ from waylend.guest_half.damage import spans
 from waylend.guest_half.surfaces import SurfaceContent
 from waylend.lending.pages import PAGE_SHIFT
 from waylend.relay.interpose import Client, NotYet
-from waylend.wire.formats import PIXEL_BYTES
+from waylend.wire.formats import PIXEL_FORMATS, size_bytes_of
 
 #: wl_shm.error.invalid_fd
 INVALID_FD = 2
@@ -64,20 +64,44 @@ class ClientPool:
 
 
 class PoolBuffer(SurfaceContent):
-    """A buffer of wl_shm. ``captures``: the compositor draws into it, so it is not copied anew meanwhile."""
+    """A buffer of wl_shm. ``captures``: the compositor draws into it, so it is not copied anew meanwhile.
 
-    __slots__ = ("captures", "file", "offset", "pixel_bytes", "region", "stride")
+    ``pixel_bytes`` is 0 where pixels share bytes; then whole rows are copied. Of several planes, all is.
+    """
+
+    __slots__ = ("captures", "file", "object_id", "offset", "pixel_bytes", "planar", "region", "size_bytes", "stride")
 
     def __init__(
-        self, file: ClientPool, region: LentRegion, offset: int, width: int, height: int, stride: int, pixel_format: int
+        self,
+        object_id: int,
+        file: ClientPool,
+        region: LentRegion,
+        offset: int,
+        width: int,
+        height: int,
+        stride: int,
+        pixel_format: int,
     ) -> None:
         super().__init__(width, height)
+        self.object_id = object_id
         self.file = file
         self.region = region
         self.offset = offset
         self.stride = stride
-        self.pixel_bytes = PIXEL_BYTES.get(pixel_format, 0)
+        known = PIXEL_FORMATS.get(pixel_format)
+        self.pixel_bytes = known.pixel_bytes if known else 0
+        self.planar = known is not None and len(known.planes) > 1
+        self.size_bytes = size_bytes_of(pixel_format, stride, height)
         self.captures = False
+
+    @property
+    def pool_bytes(self) -> int:
+        """How much of it is in the pool, which is not more than ``size_bytes``: libwayland counts its first plane only."""
+        return min(self.size_bytes, self.file.size_bytes - self.offset)
+
+    def pieces(self) -> list[tuple[int, int]]:
+        """What is stale: (offset, size) in bytes, each."""
+        return [(0, self.pool_bytes)] if self.planar else spans(self.stale, self.stride, self.pixel_bytes)
 
 
 class Buffers:
@@ -104,8 +128,8 @@ class Buffers:
             raise NotYet
         return region
 
-    def add(self, object_id: int, buffer: PoolBuffer) -> None:
-        self._by_id[object_id] = buffer
+    def add(self, buffer: PoolBuffer) -> None:
+        self._by_id[buffer.object_id] = buffer
         self._by_lease[buffer.region.lease].add(buffer)
 
     def get(self, object_id: int) -> PoolBuffer | None:
@@ -148,8 +172,9 @@ class Buffers:
 
     def copy(self, buffer: PoolBuffer) -> str:
         """What is stale is in lent memory then. Returns what went wrong, or an empty string."""
-        pieces = spans(buffer.stale, buffer.stride, buffer.pixel_bytes)
-        failure = self._aperture.copy_in(buffer.file.fd, buffer.offset, buffer.region.gfn << PAGE_SHIFT, pieces)
+        failure = self._aperture.copy_in(
+            buffer.file.fd, buffer.offset, buffer.region.gfn << PAGE_SHIFT, buffer.pieces()
+        )
         if not failure:
             buffer.copied()
         return failure
@@ -159,7 +184,7 @@ class Buffers:
         if buffer.destroyed:
             return ""
         return self._aperture.copy_out(
-            buffer.file.fd, buffer.offset, buffer.region.gfn << PAGE_SHIFT, buffer.stride * buffer.height
+            buffer.file.fd, buffer.offset, buffer.region.gfn << PAGE_SHIFT, buffer.pool_bytes
         )
 
     def _lost(self, lease: AskedLease) -> None:

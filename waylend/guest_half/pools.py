@@ -16,6 +16,7 @@ from waylend.lending.pages import PAGE_SHIFT, page_count_of
 from waylend.relay.interpose import Client, FdMessage, Interposer
 from waylend.relay.interpose.shm import unfit_for_a_pool
 from waylend.wire.codec import encode
+from waylend.wire.formats import size_bytes_of
 
 #: wl_shm.error.invalid_stride
 _INVALID_STRIDE = 1
@@ -72,11 +73,12 @@ class Pools(Interposer):
                 _INVALID_STRIDE,
                 f"{width}x{height} with stride {stride} at {offset} isn't in a pool of {pool.size_bytes} bytes",
             )
-        region = self._buffers.take_region(object_id, page_count_of(stride * height))
+        size_bytes = size_bytes_of(pixel_format, stride, height)
+        region = self._buffers.take_region(object_id, page_count_of(size_bytes))
         if region.failure:
             why = f"the host lends no memory for a buffer: {region.failure}"
             self.refuse(message, ProtocolError.NO_MEMORY, why, LimitExceeded)
-        self._buffers.add(object_id, PoolBuffer(pool.use(), region, offset, width, height, stride, pixel_format))
+        self._buffers.add(PoolBuffer(object_id, pool.use(), region, offset, width, height, stride, pixel_format))
         offset = region.gfn << PAGE_SHIFT
         return encode(message.spec, message.object_id, (object_id, offset, width, height, stride, pixel_format))[0]
 

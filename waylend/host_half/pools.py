@@ -16,7 +16,7 @@ from waylend.host_half.client import GuestClient
 from waylend.host_half.leases import LeaseGiven
 from waylend.lending.pages import PAGE_SIZE
 from waylend.relay.interpose import Client, FdMessage, Interposer
-from waylend.wire.formats import PIXEL_BYTES
+from waylend.wire.formats import PIXEL_FORMATS
 
 _INVALID_FORMAT, _INVALID_STRIDE, _INVALID_FD = 0, 1, 2
 _UINT = struct.Struct("=I")
@@ -38,6 +38,7 @@ class AperturePools(Interposer):
         "wl_shm_pool.destroy",
         "wl_buffer.destroy",
     )
+    EVENTS: ClassVar = ("wl_shm.format",)
 
     def __init__(self, client: Client, guest_client: GuestClient) -> None:
         super().__init__(client)
@@ -48,6 +49,10 @@ class AperturePools(Interposer):
         #: The leases that its buffers are in.
         self._buffers: dict[int, LeaseGiven] = {}
         self._destroyed = {"wl_shm_pool": self._destroy_pool, "wl_buffer": self._destroy_buffer}
+
+    def format(self, message: FdMessage) -> bytes | None:
+        """A format whose sizes nobody knows can't be checked: it is announced to none."""
+        return None if message.args[0] in PIXEL_FORMATS else b""
 
     def create_pool(self, message: FdMessage) -> bytes:
         fd = message.fds[0]
@@ -95,12 +100,12 @@ class AperturePools(Interposer):
             and isinstance(height, int)
         )
         assert isinstance(stride, int) and isinstance(pixel_format, int)
-        pixel_bytes = PIXEL_BYTES.get(pixel_format)
-        if pixel_bytes is None:
+        known = PIXEL_FORMATS.get(pixel_format)
+        if known is None:
             self.refuse(message, _INVALID_FORMAT, f"format {pixel_format:#x} is not one that can be checked")
-        if width <= 0 or height <= 0 or stride < width * pixel_bytes:
+        if width <= 0 or height <= 0 or stride < known.least_stride_bytes(width):
             self.refuse(message, _INVALID_STRIDE, f"{width}x{height} pixels do not fit a stride of {stride}")
-        end = offset + stride * height
+        end = offset + known.size_bytes(stride, height)
         given = self._guest_client.lease_of(offset, end)
         if given is None:
             self.refuse(
