@@ -83,8 +83,10 @@ def test_a_pool_that_was_cut_short_when_memory_is_lost_ends_its_client_at_its_ne
     os.ftruncate(drawing.fd, 0)
     drawing.memory.fails = "the pool's file was cut short"
     drawing.memory.lose()
-    with pytest.raises(ProtocolError, match="cut short"):
+    with pytest.raises(ProtocolError, match="cut short") as raised:
         drawing.commits.commit(message("wl_surface.commit", SURFACE))
+    # wl_shm.error.invalid_fd, of the buffer: a 2 of the surface would be invalid_size.
+    assert (raised.value.object_id, raised.value.code) == (BUFFER, 2)
 
 
 def work_of(count: int) -> int:

@@ -121,6 +121,7 @@ def test_a_pool_that_is_cut_short_ends_its_client_only(sway: Sway, guest: Guest)
     cut = guest.start_python("boxes.py", "cut", "5")
     assert cut.wait() != 0
     assert "cut short" in cut.log(), cut.log()
+    assert "wl_buffer" in cut.log(), cut.log()
     wait_until(lambda: sway.windows() == [window], "the client's window to go")
     sway.type_text("still here")
     stays.wait_until(lambda: "still here" in stays.log(), "the other client to hear what is typed")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import NoReturn, Protocol
 
+from waylend.errors import ProtocolError
 from waylend.guest_half.arena import Arena, AskedLease, LentRegion
 from waylend.guest_half.damage import spans
 from waylend.guest_half.surfaces import SurfaceContent
@@ -20,7 +21,7 @@ from waylend.relay.interpose import Client, NotYet
 from waylend.wire.formats import PIXEL_FORMATS, size_bytes_of
 
 #: wl_shm.error.invalid_fd
-INVALID_FD = 2
+_INVALID_FD = 2
 #: A destroyed buffer that the compositor may still be showing keeps its region for so long after it was replaced.
 _LINGER_S = 1.0
 
@@ -108,6 +109,7 @@ class Buffers:
     """By object id, and those that were destroyed while they may be on the screen. Each owns its region and its pool's file."""
 
     def __init__(self, client: Client, aperture: ApertureAccess) -> None:
+        self._client = client
         self._aperture = aperture
         self._arena = Arena(lambda pages: aperture.ask(pages, client.resume, self._lost))
         self._by_id: dict[int, PoolBuffer] = {}
@@ -170,8 +172,14 @@ class Buffers:
 
     # Copying
 
-    def copy(self, buffer: PoolBuffer) -> str:
-        """What is stale is in lent memory then. Returns what went wrong, or an empty string."""
+    def copy(self, buffer: PoolBuffer) -> None:
+        """What is stale is in lent memory then. Raises ProtocolError where it can't be had."""
+        failure = self._copied(buffer)
+        if failure:
+            self._refuse(buffer, f"can't copy the buffer: {failure}")
+
+    def _copied(self, buffer: PoolBuffer) -> str:
+        """Copies what is stale; returns what went wrong, or an empty string."""
         failure = self._aperture.copy_in(
             buffer.file.fd, buffer.offset, buffer.region.gfn << PAGE_SHIFT, buffer.pieces()
         )
@@ -179,20 +187,27 @@ class Buffers:
             buffer.copied()
         return failure
 
-    def copy_back(self, buffer: PoolBuffer) -> str:
-        """What the compositor has written is in the client's pool then. Returns what went wrong, or an empty string."""
+    def copy_back(self, buffer: PoolBuffer) -> None:
+        """What the compositor has written is in the client's pool then. Raises ProtocolError where that takes it not."""
         if buffer.destroyed:
-            return ""
-        return self._aperture.copy_out(
+            return
+        failure = self._aperture.copy_out(
             buffer.file.fd, buffer.offset, buffer.region.gfn << PAGE_SHIFT, buffer.pool_bytes
         )
+        if failure:
+            self._refuse(buffer, f"can't copy what was captured: {failure}")
+
+    def _refuse(self, buffer: PoolBuffer, why: str) -> NoReturn:
+        """As a compositor says it that finds a pool cut short (wl_shm_buffer_end_access of libwayland): of the buffer."""
+        label = self._client.objects.label(buffer.object_id)
+        raise ProtocolError(buffer.object_id, _INVALID_FD, f"{label}: {why}")
 
     def _lost(self, lease: AskedLease) -> None:
         """What was in that lease is gone. A buffer that can't be copied any more ends its client at its next use."""
         for buffer in self._by_lease.get(lease, ()):
             buffer.stale.add_all()
             if buffer.busy and not buffer.captures:
-                self.copy(buffer)
+                self._copied(buffer)
 
     def close(self) -> None:
         """The client is gone. The leases end with its connection."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from waylend.guest_half.buffers import INVALID_FD, Buffers, PoolBuffer
+from waylend.guest_half.buffers import Buffers, PoolBuffer
 from waylend.relay.interpose import Client, FdMessage, Interposer
 
 
@@ -59,18 +59,14 @@ class Captures(Interposer):
         if buffer is not None:  # else it is not of wl_shm
             if not whole:
                 buffer.stale.add_all()
-                self._check(message, self._buffers.copy(buffer), "can't copy the buffer")
+                self._buffers.copy(buffer)
             buffer.busy = buffer.captures = True
             self._under_way[message.object_id] = buffer
 
     def ready(self, message: FdMessage) -> None:
         buffer = self._end(message.object_id)
         if buffer is not None:
-            self._check(message, self._buffers.copy_back(buffer), "can't copy what was captured")
-
-    def _check(self, message: FdMessage, failure: str, what: str) -> None:
-        if failure:
-            self.refuse(message, INVALID_FD, f"{what}: {failure}")
+            self._buffers.copy_back(buffer)
 
     def failed(self, message: FdMessage) -> None:
         self._end(message.object_id)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import ClassVar
 
-from waylend.guest_half.buffers import INVALID_FD, Buffers, PoolBuffer
+from waylend.guest_half.buffers import Buffers, PoolBuffer
 from waylend.guest_half.surfaces import Surfaces
 from waylend.relay.interpose import Client, FdMessage, Interposer
 from waylend.wire.spec import HEADER_BYTES
@@ -64,7 +64,7 @@ class Commits(Interposer):
     def commit(self, message: FdMessage) -> None:
         buffer = self._surfaces.commit(message.object_id)
         if buffer is not None and buffer.stale and not buffer.destroyed:
-            self._copy(message, buffer)
+            self._buffers.copy(buffer)
 
     def destroy(self, message: FdMessage) -> None:
         if message.spec.interface == "wl_surface":
@@ -88,12 +88,7 @@ class Commits(Interposer):
         buffer = self._buffers.get(_ints(message)[0])
         if buffer is not None:
             buffer.stale.add_all()
-            self._copy(message, buffer)
-
-    def _copy(self, message: FdMessage, buffer: PoolBuffer) -> None:
-        failure = self._buffers.copy(buffer)
-        if failure:
-            self.refuse(message, INVALID_FD, f"can't copy the buffer: {failure}")
+            self._buffers.copy(buffer)
 
     def close(self) -> None:
         self._surfaces.clear()

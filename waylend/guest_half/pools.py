@@ -10,7 +10,7 @@ import os
 from typing import ClassVar
 
 from waylend.errors import LimitExceeded, ProtocolError
-from waylend.guest_half.buffers import INVALID_FD, Buffers, ClientPool, PoolBuffer
+from waylend.guest_half.buffers import Buffers, ClientPool, PoolBuffer
 from waylend.guest_half.leases import WholeAperture
 from waylend.lending.pages import PAGE_SHIFT, page_count_of
 from waylend.relay.interpose import Client, FdMessage, Interposer
@@ -18,8 +18,9 @@ from waylend.relay.interpose.shm import unfit_for_a_pool
 from waylend.wire.codec import encode
 from waylend.wire.formats import size_bytes_of
 
-#: wl_shm.error.invalid_stride
+# wl_shm.error
 _INVALID_STRIDE = 1
+_INVALID_FD = 2
 _MAX_POOLS = 1024
 
 
@@ -44,7 +45,7 @@ class Pools(Interposer):
         fd = message.fds[0]
         what = unfit_for_a_pool(fd)
         if what:
-            self.refuse(message, INVALID_FD, f"the file descriptor is {what}")
+            self.refuse(message, _INVALID_FD, f"the file descriptor is {what}")
         if size_bytes <= 0:
             self.refuse(message, _INVALID_STRIDE, f"a size of {size_bytes} bytes")
         if len(self._pools) >= _MAX_POOLS:
@@ -59,7 +60,7 @@ class Pools(Interposer):
         assert isinstance(size_bytes, int)
         pool = self._pools[message.object_id]
         if size_bytes < pool.size_bytes:
-            self.refuse(message, INVALID_FD, f"a pool of {pool.size_bytes} bytes can't shrink to {size_bytes}")
+            self.refuse(message, _INVALID_FD, f"a pool of {pool.size_bytes} bytes can't shrink to {size_bytes}")
         pool.size_bytes = size_bytes
         return b""  # there it is the whole aperture always
 
