@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,14 +29,16 @@ class Asked:
         self.failure = "given back"
 
 
-def arena() -> tuple[Arena, list[Asked]]:
+def arena(later: list[Callable[[], None]] | None = None) -> tuple[Arena, list[Asked]]:
+    """``later`` gets what is to be called later."""
     leases: list[Asked] = []
+    calls = [] if later is None else later
 
     def ask(page_count: int) -> Asked:
         leases.append(Asked(page_count))
         return leases[-1]
 
-    return Arena(ask), leases
+    return Arena(ask, lambda _delay_s, call: calls.append(call)), leases
 
 
 @settings(deadline=None)
@@ -65,6 +69,38 @@ def test_small_regions_share_a_lease() -> None:
     assert len(leases) == 1
     book.take(1)
     assert len(leases) == 2
+
+
+def test_many_small_regions_are_not_many_leases() -> None:
+    book, leases = arena()
+    for _ in range(8000):
+        book.take(1)
+    assert len(leases) < 40
+    assert sum(lease.page_count for lease in leases) < 8000 * 1.3
+
+
+def test_a_lease_without_regions_goes_back_after_a_while() -> None:
+    later: list[Callable[[], None]] = []
+    book, leases = arena(later)
+    book.take(1000).free()
+    assert not leases[0].given_back
+    again = book.take(1000)
+    assert len(leases) == 1, "it was kept for the next of its size"
+    later.pop(0)()
+    again.free()
+    later.pop(0)()
+    assert leases[0].given_back
+
+
+def test_a_timer_is_for_the_lease_that_was_spare_then() -> None:
+    later: list[Callable[[], None]] = []
+    book, leases = arena(later)
+    book.take(1000).free()
+    book.take(1000).free()
+    later.pop(0)()
+    assert not leases[0].given_back, "it has been spare for no time at all"
+    later.pop(0)()
+    assert leases[0].given_back
 
 
 def test_a_lease_that_is_over_is_not_used_again() -> None:

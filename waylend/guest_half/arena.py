@@ -10,11 +10,15 @@ from bisect import bisect_left, insort
 from collections.abc import Callable
 from typing import Protocol
 
-#: The smallest lease that is asked for.
+#: The smallest lease that is asked for. Buffers up to this size share leases.
 MIN_LEASE_PAGES = 64
+#: A lease to share is a part of what its client has already, so that many small buffers are not many leases.
+_SHARED_PART = 4
+_MAX_SHARED_PAGES = 4096
 #: A lease without buffers is kept for the next one of about its size, so that a window that is being resized doesn't ask
-#: for each frame anew. One, of at most this size.
+#: for each frame anew. One, of at most this size, and for so long: others may be short of memory.
 _MAX_SPARE_PAGES = 16384
+SPARE_S = 2.0
 
 
 class AskedLease(Protocol):
@@ -71,19 +75,25 @@ class _Block:
 
 
 class Arena:
-    """One client's leases. ``ask(page_count)`` asks the host for another.
+    """One client's leases. ``ask(page_count)`` asks the host for another; ``call_later(delay_s, call)`` is the loop's.
 
     With n gaps finding room is O(log n); a change moves the list's tail, which is one memmove.
     """
 
-    def __init__(self, ask: Callable[[int], AskedLease]) -> None:
+    def __init__(
+        self, ask: Callable[[int], AskedLease], call_later: Callable[[float, Callable[[], None]], object]
+    ) -> None:
         self._ask = ask
+        self._call_later = call_later
         #: All gaps of leases that are in use, the narrowest first: (page count, block's number, start, block). Those of a
         #: lease that is over go when they are met.
         self._gaps: list[tuple[int, int, int, _Block]] = []
         self._numbers = itertools.count()
         #: Not in use: it has no gaps in the list.
         self._spare: _Block | None = None
+        #: How often there was one: a timer is for the one that it was set for.
+        self._spares = 0
+        self._taken_pages = 0
 
     def take(self, page_count: int) -> LentRegion:
         """Pages for a buffer; they may have to be waited for (``LentRegion.gfn``)."""
@@ -99,11 +109,17 @@ class Arena:
             self._spare = None
             block = spare
         else:
-            block = _Block(self, self._ask(max(page_count, MIN_LEASE_PAGES)), next(self._numbers))
+            block = _Block(self, self._ask(self._lease_pages_for(page_count)), next(self._numbers))
         return self._take_from(block, 0, block.lease.page_count, page_count)
+
+    def _lease_pages_for(self, page_count: int) -> int:
+        if page_count > MIN_LEASE_PAGES:
+            return page_count
+        return max(MIN_LEASE_PAGES, min(self._taken_pages // _SHARED_PART, _MAX_SHARED_PAGES))
 
     def _take_from(self, block: _Block, start: int, end: int, page_count: int) -> LentRegion:
         block.taken_pages += page_count
+        self._taken_pages += page_count
         if start + page_count < end:
             self._add_gap(block, start + page_count, end)
         return LentRegion(block, start, page_count)
@@ -120,6 +136,7 @@ class Arena:
     def free(self, block: _Block, region: LentRegion) -> None:
         """See ``LentRegion.free``."""
         block.taken_pages -= region.page_count
+        self._taken_pages -= region.page_count
         if block.lease.failure:
             return
         start, end = region.start, region.start + region.page_count
@@ -143,6 +160,14 @@ class Arena:
         spare, self._spare = self._spare, block
         if spare is not None:
             spare.lease.give_back()
+        self._spares += 1
+        number = self._spares
+        self._call_later(SPARE_S, lambda: self._give_back_spare(number))
+
+    def _give_back_spare(self, number: int) -> None:
+        if self._spare is not None and self._spares == number:
+            self._spare.lease.give_back()
+            self._spare = None
 
     def check(self) -> None:
         """Walks the invariants; raises AssertionError."""

@@ -111,7 +111,7 @@ class Buffers:
     def __init__(self, client: Client, aperture: ApertureAccess) -> None:
         self._client = client
         self._aperture = aperture
-        self._arena = Arena(lambda pages: aperture.ask(pages, client.resume, self._lost))
+        self._arena = Arena(lambda pages: aperture.ask(pages, client.resume, self._lost), aperture.call_later)
         self._by_id: dict[int, PoolBuffer] = {}
         #: All that have a region, by its lease.
         self._by_lease: defaultdict[AskedLease, set[PoolBuffer]] = defaultdict(set)
