@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv, and does nothing twice: a stamp file says what was done.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench soak mutants fuzz system fresh clean
+.PHONY: help demo test lint bench soak mutants fuzz how-long system fresh clean
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -72,8 +72,11 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: system $(VENV)/installed-live lint
+test: how-long system $(VENV)/installed-live lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+how-long:
+	@echo "make test takes 10 to 20 minutes on two cores (first of all it gets what is missing, up to 2 GB when installed)"
 
 bench: system $(VENV)/installed
 	$(BIN)/python -m bench
@@ -86,6 +89,7 @@ mutants: $(VENV)/installed
 
 # Needs root and debootstrap. For an ordinary user an administrator has installed the list, as `make system` asks for.
 fresh:
+	@bash tests/apt-packages.sh debootstrap
 	@bash tests/fresh-root $(DEBIAN) $(WHO) '$(RUN)' $(if $(filter root,$(WHO)),,'bash tests/apt-packages.sh')
 
 # atheris has no wheels for some Pythons: then the inputs are changed at random.

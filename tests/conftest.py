@@ -8,11 +8,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.processes import adopt_orphans, descendants, survivors
+from tests.processes import adopt_orphans, descendants, note_programs, programs, survivors
+from tests.programs import CACHE_KEY
 
 
 def pytest_configure(config: pytest.Config) -> None:
     adopt_orphans()
+    note_programs()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Leaves what `tests/programs.py` reads."""
+    if session.config.cache is not None:
+        session.config.cache.set(CACHE_KEY, sorted(programs))
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,12 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import pytest
 
@@ -26,8 +27,23 @@ DEADLINE_S = 30.0
 T = TypeVar("T")
 
 
+#: What the tests have started or asked for so far, as they named it: ``.ci/run`` looks whether the list of packages has it all.
+programs: set[str] = set()
+
+
+def note_programs() -> None:
+    """From now on whatever this process starts is in ``programs``."""
+
+    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "subprocess.Popen":
+            programs.add(os.fsdecode(arguments[0]))
+
+    sys.addaudithook(hear)
+
+
 def require(program: str) -> str:
     """The path of ``program``. Without it the test is skipped, but fails in CI, where everything has to be there."""
+    programs.add(program)
     path = shutil.which(program)
     if path is None:
         absent(f"{program} is not installed (tests/apt-packages.txt)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from PySide6.QtCore import QRect, Qt
@@ -39,4 +40,7 @@ if __name__ == "__main__":
     application = QApplication(sys.argv)
     window = Fields()
     window.show()
-    sys.exit(application.exec())
+    status = application.exec()
+    # Not by Qt's way: now and then its display waits for its event thread, and that in wl_display_read_events for the display,
+    # for ever, also directly on a compositor.
+    os._exit(status)
