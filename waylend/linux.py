@@ -38,6 +38,7 @@ _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 _FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 0x01, 0x02
 _MNT_DETACH = 2
 _CLONE_FS = 0x200
+_PR_SET_NO_NEW_PRIVS = 38
 _SYNC_AND_WAIT = 1 | 2 | 4  # SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE, _WAIT_AFTER
 
 # Each call lets go of the interpreter lock (ctypes.CDLL), which some wait long for.
@@ -47,6 +48,7 @@ _libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_char_p)
 _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
 _libc.unshare.argtypes = (ctypes.c_int,)
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.mmap.restype = ctypes.c_void_p
@@ -111,6 +113,11 @@ def unmount_lazily(path: str) -> None:
 def own_umask() -> None:
     """Gives the calling thread a umask and a current directory of its own, which others don't see (unshare(2), CLONE_FS)."""
     _checked(_libc.unshare(_CLONE_FS), "unshare")
+
+
+def no_new_privileges() -> None:
+    """The calling thread, and what it starts, never gets more rights by executing a program (PR_SET_NO_NEW_PRIVS)."""
+    _checked(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
 
 
 def map_shared(fd: int, size_bytes: int, protection: int) -> int:

@@ -187,7 +187,7 @@ class TestAPlaceThatIsTaken:
 class TestASocketWithoutAName:
     def test_is_connected_to_all_the_same(self, runtime_dir: Path) -> None:
         nameless = NamelessSocket()
-        assert list(runtime_dir.iterdir()) == []
+        assert left_in(runtime_dir) == []
         with connector(nameless.path)() as client:
             server, _ = nameless.sock.accept()
             server.sendall(b"x")

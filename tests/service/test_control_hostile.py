@@ -279,7 +279,7 @@ def test_anothers_runtime_folder_is_said_in_one_line(tmp_path: Path) -> None:
         [sys.executable, "-c", program, str(tmp_path / "run")],
         user=NOBODY, group=NOBODY, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.stdout == f"can't use {tmp_path}/run/waylend: Permission denied\n", done.stderr
+    assert done.stdout == f"can't make a folder in {tmp_path}/run: Permission denied\n", done.stderr
 
 
 def test_one_proxy_that_gives_no_answer_hides_no_other(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from waylend.errors import Unavailable, UsageError
+from waylend.service.environment import CLEAN
 from waylend.vm import machine
 
 
@@ -49,7 +50,7 @@ def test_an_app_gets_no_secrets_of_the_session(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("LC_TIME", "C")
     plan = machine._plan_of(["foot", "-e"], machine.Machine())
-    assert set(plan["environment"]) <= {*machine._ENVIRONMENT, "LC_TIME"}
+    assert set(plan["environment"]) <= {*CLEAN, "LC_TIME"}
     assert plan["environment"]["LC_TIME"] == "C"
     assert (plan["argv"], plan["uid"]) == (["foot", "-e"], os.getuid())
 

@@ -10,6 +10,7 @@ import anyio
 import click
 
 from waylend.channel.transport import Address
+from waylend.cli.jailing import go_to_jail, jail_option
 from waylend.cli.options import (
     TracedCommand,
     compositor_option,
@@ -61,6 +62,7 @@ from waylend.vm.qemu import qemu_args as args_for_qemu
 @policy_options
 @security_context_option
 @trace_option
+@jail_option
 def command(
     channel: str,
     bar: str | None,
@@ -76,6 +78,7 @@ def command(
     libvirt_xml: bool,
     token_file: str | None,
     trace: str | None,
+    no_jail: bool,
     **rules: Any,
 ) -> None:
     """Be the host's half for one guest: lend it memory, and show its clients, until SIGINT or SIGTERM."""
@@ -85,13 +88,13 @@ def command(
         click.echo(_for_a_vmm(channel, bar, policy, None if libvirt_xml else qemu))
         return
 
-    Address.parse(channel)  # what is mistyped is said before what is missing
+    address = Address.parse(channel)  # what is mistyped is said before what is missing
 
     async def main() -> None:
         with until_asked_to_stop() as asked_to_stop:
-            async with (
-                the_compositor(compositor) as to,
-                serve_guest(
+            async with the_compositor(compositor) as to:
+                go_to_jail(no_jail, control=control, makes=[path for path in (address.path, bar) if path])
+                async with serve_guest(
                     channel=channel,
                     compositor=to,
                     policy=policy,
@@ -104,9 +107,8 @@ def command(
                     control=control or True,
                     silence_s=silence,
                     trace=tracing,
-                ) as half,
-            ):
-                await asked_to_stop(half.ended)
+                ) as half:
+                    await asked_to_stop(half.ended)
 
     anyio.run(main)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import anyio
@@ -18,12 +19,57 @@ import anyio.abc
 import click
 
 from waylend.errors import CompositorError, UsageError
-from waylend.relay.sockets import activated_sockets, notify_supervisor, runtime_dir
+from waylend.relay.sockets import (
+    ListeningSocket,
+    activated_sockets,
+    notify_supervisor,
+    own_dir,
+    runtime_dir,
+    socket_path,
+)
 
 # How long an app may take to end when it is asked to, before it is killed.
 _GRACE_S = 5.0
 _SHIM_START_S = 10.0
 _REMEDY = "say --compositor SOCKET, or --compositor shim for a headless one of our own"
+
+
+class Child:
+    """A child process that is waited for by a descriptor (pidfd_open(2)): that takes no thread, which a jail would not hold."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._fd = os.pidfd_open(process.pid)
+        self.pid = process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.poll()
+
+    def send_signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    async def wait(self) -> int:
+        while (status := self._process.poll()) is None:
+            await anyio.wait_readable(self._fd)
+        return status
+
+    async def end(self, number: int = signal.SIGTERM) -> None:
+        """Asks it to end, and kills it when it doesn't."""
+        if self.returncode is None:
+            self.send_signal(number)
+            with anyio.move_on_after(_GRACE_S):
+                await self.wait()
+                return
+            self.send_signal(signal.SIGKILL)
+            await self.wait()
+
+    def close(self) -> None:
+        """Waits for one that is killed. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._process.wait()
 
 
 def freeze_memory() -> None:
@@ -63,6 +109,23 @@ def private_folder() -> Iterator[str]:
         yield path
 
 
+@contextmanager
+def private_name(kind: str) -> Iterator[Path]:
+    """A path for a socket that nobody else makes, in a folder of our own: in XDG_RUNTIME_DIR, or where that isn't set a temporary
+    one. What killed predecessors left there goes. Raises UsageError.
+    """
+    if not os.environ.get("XDG_RUNTIME_DIR"):
+        with private_folder() as folder_name:
+            yield Path(folder_name) / f"{kind}-0"
+        return
+    folder = own_dir()
+    for left in folder.glob("*.socket*"):
+        pid = left.name.split("-")[1]
+        if not os.path.exists(f"/proc/{pid}"):
+            left.unlink(missing_ok=True)
+    yield folder / f"{kind}-{os.getpid()}-{secrets.token_hex(2)}.socket"
+
+
 class ShimFailed(click.exceptions.Exit):
     """The shim couldn't do what it was asked for, or a client broke a protocol. It has said so itself."""
 
@@ -92,15 +155,13 @@ async def the_compositor(
         except CompositorError as error:
             raise CompositorError(f"{error}; {_REMEDY}") from error
         return
-    with private_folder() as folder:
-        path = Path(folder) / "shim-0"
+    with private_name("shim") as path:
         argv = [sys.executable, "-m", "compositor_shim", "--socket", f"{path}", "--size", size]
         argv += ["--strict"] if strict else []
         argv += ["--screenshot-on-exit", f"{screenshot}"] if screenshot else []
         # In a session of its own: Ctrl-C at the terminal is ours to handle, and the shim's screenshot comes last.
-        async with await anyio.open_process(
-            argv, stdin=subprocess.DEVNULL, stdout=None, stderr=None, start_new_session=True
-        ) as shim:
+        shim = Child(subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True))
+        with closing(shim):
             try:
                 with anyio.fail_after(_SHIM_START_S):
                     while not path.exists():
@@ -112,31 +173,32 @@ async def the_compositor(
                 raise UsageError(f"the compositor shim made no socket within {_SHIM_START_S:g} s") from None
             finally:
                 with anyio.CancelScope(shield=True):
-                    await end_process(shim)
+                    await shim.end()
         if shim.returncode:
             raise ShimFailed
 
 
 @contextmanager
-def listening(listen: str | None, socket_mode: str | None) -> Iterator[tuple[str | list[socket.socket], int | None]]:
-    """Where to take clients, by ``listen_options`` or from a supervisor (LISTEN_FDS), whose sockets are closed at the end.
+def listening(listen: str | None, socket_mode: str | None) -> Iterator[list[socket.socket]]:
+    """Where to take clients, by ``listen_options`` or from a supervisor (LISTEN_FDS): sockets that are closed at the end.
 
-    Raises click.UsageError.
+    Raises click.UsageError, UsageError.
     """
     try:
         mode = None if socket_mode is None else int(socket_mode, 8)
     except ValueError:
         raise click.BadParameter(f"{socket_mode!r} is no octal number", param_hint="--socket-mode") from None
     passed = activated_sockets()
-    try:
+    with ExitStack() as stack:
+        for sock in passed:
+            stack.enter_context(sock)
         if bool(passed) == (listen is not None):
             raise click.UsageError(
                 "give --listen SOCKET, or pass listening sockets (LISTEN_FDS), not both and not neither"
             )
-        yield passed if listen is None else listen, mode
-    finally:
-        for sock in passed:
-            sock.close()
+        if listen is not None:
+            passed.append(stack.enter_context(closing(ListeningSocket(socket_path(listen), mode=mode))).sock)
+        yield passed
 
 
 @contextmanager
@@ -163,14 +225,3 @@ def until_asked_to_stop() -> Iterator[Callable[[anyio.Event | None], Awaitable[N
             notify_supervisor("STOPPING=1")
 
         yield wait
-
-
-async def end_process(process: anyio.abc.Process, number: int = signal.SIGTERM) -> None:
-    """Asks a process to end, and kills it when it doesn't."""
-    if process.returncode is None:
-        process.send_signal(signal.Signals(number))
-        with anyio.move_on_after(_GRACE_S):
-            await process.wait()
-            return
-        process.kill()
-        await process.wait()

@@ -7,13 +7,15 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import anyio
 import click
 
+from waylend.cli.app import Clients, started
+from waylend.cli.jailing import go_to_jail, jail_option
 from waylend.cli.options import (
     TracedCommand,
     compositor_option,
@@ -24,16 +26,11 @@ from waylend.cli.options import (
     shim_options,
     trace_option,
 )
-from waylend.cli.process import (
-    ShimFailed,
-    check_shim_options,
-    end_process,
-    freeze_memory,
-    private_folder,
-    the_compositor,
-)
+from waylend.cli.process import ShimFailed, check_shim_options, freeze_memory, private_name, the_compositor
+from waylend.errors import Unavailable
 from waylend.local.proxy import serve
-from waylend.relay.events import RelayEvent, SessionEnded
+from waylend.relay.sockets import ListeningSocket
+from waylend.service.environment import CLEAN, for_guests
 
 
 @click.command(
@@ -41,9 +38,21 @@ from waylend.relay.events import RelayEvent, SessionEnded
 )
 @compositor_option
 @shim_options
+@click.option(
+    "--wait/--no-wait",
+    "waits",
+    default=True,
+    show_default=True,
+    help="After APP's end, stay as long as something that it started is a client: programs fork, and launchers leave.",
+)
+@click.option("--dbus", is_flag=True, help="Give APP a private D-Bus session (dbus-run-session).")
+@click.option(
+    "--clean-env", is_flag=True, help=f"Give APP of our environment only {', '.join(sorted(CLEAN))} and LC_*."
+)
 @policy_options
 @security_context_option
 @trace_option
+@jail_option
 @click.argument("app", metavar="APP", required=True)
 @click.argument("args", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
 def command(
@@ -51,76 +60,72 @@ def command(
     compositor: str | None,
     size: str,
     screenshot: Path | None,
+    waits: bool,
+    dbus: bool,
+    clean_env: bool,
     trace: str | None,
+    no_jail: bool,
     app: str,
     args: tuple[str, ...],
     **rules: Any,
 ) -> None:
     """Run APP through a private proxy. The exit status is APP's (128 + N when signal N ended it).
 
-    APP sees WAYLAND_DISPLAY, and no DISPLAY: X11 would lead past the proxy. With --compositor shim the exit status is 1
-    where APP ended well but broke a protocol, or the screenshot could not be written.
+    With --compositor shim it is 1 where APP ended well but broke a protocol, or the screenshot could not be written.
+
+    APP gets WAYLAND_DISPLAY, and nothing of the environment that leads past the proxy (DISPLAY, XAUTHORITY, SWAYSOCK ...)
+    or is a supervisor's word to waylend (NOTIFY_SOCKET, LISTEN_FDS ...). A program that lets one that is running already
+    open its window opens it outside: --dbus keeps it from finding that one.
+
+    SIGINT and SIGTERM end APP with all that it started. This is no boundary: APP runs as you, and can open your compositor's
+    socket and your files itself. Another user (waylend serve --socket-mode), a container that has the proxy's socket alone,
+    or a machine (waylend vm, waylend host) is one.
     """
     policy = policy_from(**rules)
     tracing = open_trace(trace)
     check_shim_options(compositor, screenshot)
-    if shutil.which(app) is None:
-        number = errno.EACCES if "/" in app and os.path.exists(app) else errno.ENOENT
-        sys.exit(_not_run(app, OSError(number, os.strerror(number))))
+    _check_app(app)
+    argv = [*(_private_bus() if dbus else ()), app, *args]
+    environ = for_guests(os.environ, clean=clean_env)
     strict = compositor == "shim"
-    violations: list[str] = []
-
-    def note(event: RelayEvent) -> None:
-        if isinstance(event, SessionEnded) and event.broke_protocol:
-            violations.append(event.reason)
+    clients = Clients()
+    serving: dict[str, Any] = {"policy": policy, "once": True, "trace": tracing, "on_event": clients.on_event}
 
     async def main() -> int:
         status = 0
         with (
-            anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals,
-            private_folder() as folder,
+            anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD) as signals,
+            private_name("run") as path,
+            closing(ListeningSocket(path, mode=0o600, locked=False)) as listening,
         ):
-            listen = f"{folder}/wayland-0"
             try:
-                async with (
-                    the_compositor(compositor, size, screenshot, strict=strict) as to,
-                    serve(listen=listen, compositor=to, policy=policy, once=True, trace=tracing, on_event=note),
-                ):
-                    freeze_memory()
-                    status = await _run([app, *args], {"WAYLAND_DISPLAY": listen}, signals)
+                async with the_compositor(compositor, size, screenshot, strict=strict) as to:
+                    with started(argv, environ | {"WAYLAND_DISPLAY": f"{path}"}) as program:
+                        go_to_jail(no_jail, sockets=[listening.sock])
+                        async with serve(listen=[listening.sock], compositor=to, **serving):
+                            freeze_memory()
+                            program.go()
+                            status = await program.run(signals, clients, waits=waits)
             except ShimFailed:
                 status = status or 1
         return status
 
     status = anyio.run(main)
-    for violation in violations if strict else ():
+    for violation in clients.violations if strict else ():
         print(f"waylend: {violation}", file=sys.stderr)
         status = status or 1
     sys.exit(status)
 
 
-async def _run(argv: list[str], environ: Mapping[str, str], signals: Any) -> int:
-    """Runs the app to its end, or ends it when a signal asks us to. Returns its exit status, as a shell has it."""
-    env = {**os.environ, **environ}
-    for leads_past_us in ("DISPLAY", "WAYLAND_SOCKET"):
-        env.pop(leads_past_us, None)
-    try:
-        app = await anyio.open_process(argv, env=env, stdin=None, stdout=None, stderr=None)
-    except OSError as error:
-        return _not_run(argv[0], error)
-    async with app, anyio.create_task_group() as tasks:
-
-        async def pass_on() -> None:
-            async for number in signals:
-                await end_process(app, number)
-
-        tasks.start_soon(pass_on)
-        status = await app.wait()
-        tasks.cancel_scope.cancel()
-    return status if status >= 0 else 128 - status
+def _check_app(app: str) -> None:
+    """Ends with a shell's exit status where there is no such program."""
+    if shutil.which(app) is None:
+        number = errno.EACCES if "/" in app and os.path.exists(app) else errno.ENOENT
+        print(f"waylend: can't run {app}: {os.strerror(number)}", file=sys.stderr)
+        sys.exit(127 if number == errno.ENOENT else 126)
 
 
-def _not_run(app: str, error: OSError) -> int:
-    """Says so; the exit status that a shell has for it."""
-    print(f"waylend: can't run {app}: {error.strerror}", file=sys.stderr)
-    return 127 if isinstance(error, FileNotFoundError) else 126
+def _private_bus() -> list[str]:
+    if shutil.which("dbus-run-session") is None:
+        raise Unavailable("--dbus needs dbus-run-session", "apt-get install dbus-daemon")
+    return ["dbus-run-session", "--"]

@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import click
 
+from waylend.cli.jailing import go_to_jail, jail_option
 from waylend.cli.options import (
     TracedCommand,
     compositor_option,
@@ -31,6 +32,7 @@ from waylend.local.proxy import serve
 @policy_options
 @security_context_option
 @trace_option
+@jail_option
 def command(
     listen: str | None,
     socket_mode: str | None,
@@ -38,6 +40,7 @@ def command(
     once: bool,
     control: str | None,
     trace: str | None,
+    no_jail: bool,
     **rules: Any,
 ) -> None:
     """Be a proxy for a local guest until SIGINT or SIGTERM.
@@ -48,19 +51,12 @@ def command(
     tracing = open_trace(trace)
 
     async def main() -> None:
-        with listening(listen, socket_mode) as (where, mode), until_asked_to_stop() as asked_to_stop:
-            async with (
-                the_compositor(compositor) as to,
-                serve(
-                    listen=where,
-                    compositor=to,
-                    policy=policy,
-                    once=once,
-                    socket_mode=mode,
-                    control=control or True,
-                    trace=tracing,
-                ) as proxy,
-            ):
-                await asked_to_stop(proxy.ended)
+        with listening(listen, socket_mode) as sockets, until_asked_to_stop() as asked_to_stop:
+            async with the_compositor(compositor) as to:
+                go_to_jail(no_jail, sockets=sockets, control=control)
+                async with serve(
+                    listen=sockets, compositor=to, policy=policy, once=once, control=control or True, trace=tracing
+                ) as proxy:
+                    await asked_to_stop(proxy.ended)
 
     anyio.run(main)

@@ -7,7 +7,7 @@ import functools
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,12 +23,12 @@ from waylend.relay.events import RelayEvent
 from waylend.relay.interpose import MakesInterposer
 from waylend.relay.loop import Loop
 from waylend.relay.session import Trace
+from waylend.relay.sockets import ListeningSocket, socket_path
 from waylend.service.answering import answering
 from waylend.service.compositor import CompositorSocket, keep_in_touch
 from waylend.service.in_thread import (
     beating,
     called_in_this_thread,
-    listening_sockets,
     make_room_for_fds,
     running,
     single_errors,
@@ -130,8 +130,8 @@ def _of_the_guest(half: HostHalf) -> dict[str, object]:
 
 def _listen(stack: AsyncExitStack, address: Address) -> socket.socket:
     if address.kind == "unix":
-        (listening,), _paths = listening_sockets(stack, os.path.abspath(address.path), 0o600)
-        return listening
+        path = socket_path(os.path.abspath(address.path))
+        return stack.enter_context(closing(ListeningSocket(path, mode=0o600, for_clients=False))).sock
     if address.kind == "vsock":
         try:
             return stack.enter_context(listen_for_guest(address))

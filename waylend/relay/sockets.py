@@ -7,6 +7,7 @@ sd_notify(3)).
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -59,10 +60,10 @@ def own_dir(environ: Mapping[str, str] = os.environ, *, make: bool = True) -> Pa
         found = path.lstat()
     except FileNotFoundError:
         if not path.parent.is_dir():
-            raise UsageError(f"XDG_RUNTIME_DIR={path.parent}: there is no such folder") from None
+            raise UsageError(f"can't make a folder in {path.parent}: {os.strerror(errno.ENOENT)}") from None
         return path
     except OSError as error:
-        raise UsageError(f"can't use {path}: {error.strerror}") from error
+        raise UsageError(f"can't make a folder in {path.parent}: {error.strerror}") from error
     # Root may look into a user's, but makes nothing there.
     owners = (os.geteuid(),) if make else (os.geteuid(), path.parent.stat().st_uid if not os.geteuid() else -1)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid not in owners or found.st_mode & 0o022:
@@ -70,16 +71,16 @@ def own_dir(environ: Mapping[str, str] = os.environ, *, make: bool = True) -> Pa
     return path
 
 
-def lock_path(path: Path, environ: Mapping[str, str] = os.environ) -> Path | None:
+def lock_path(path: Path, environ: Mapping[str, str] = os.environ, *, for_clients: bool = True) -> Path | None:
     """Where the lock of the socket ``path`` is.
 
-    Beside it, as ``NAME.lock``, where it is in XDG_RUNTIME_DIR itself: compositors look for it there
+    Beside it, as ``NAME.lock``, where it is ``for_clients`` of Wayland in XDG_RUNTIME_DIR itself: compositors look for it there
     (wl_display_add_socket). A socket anywhere else may be in a folder that a guest can write to, even as root of a container,
     and what it puts there must not be opened: its lock is in ``own_dir``. None where there is no XDG_RUNTIME_DIR.
     """
     try:
         parent = path.parent.resolve()
-        if parent == runtime_dir(environ).resolve():
+        if for_clients and parent == runtime_dir(environ).resolve():
             return path.with_name(f"{path.name}.lock")
         digest = hashlib.sha256(os.fsencode(parent / path.name)).hexdigest()[:16]
         return own_dir(environ) / f"{digest}.lock"
@@ -90,14 +91,14 @@ def lock_path(path: Path, environ: Mapping[str, str] = os.environ) -> Path | Non
 class ListeningSocket:
     """A unix socket that clients connect to. ``close`` removes it and its lock file, unless they are another's by now."""
 
-    def __init__(self, path: Path, *, mode: int | None = None, locked: bool = True) -> None:
+    def __init__(self, path: Path, *, mode: int | None = None, locked: bool = True, for_clients: bool = True) -> None:
         """Claims ``path``, with the permissions ``mode``; a socket that a dead process left there is replaced.
 
-        Without ``locked`` there is no lock file: for a name that nobody else makes. Raises UsageError when somebody listens
-        there or the place is not to be had.
+        Without ``locked`` there is no lock file: for a name that nobody else makes. ``for_clients``: see ``lock_path``. Raises
+        UsageError when somebody listens there or the place is not to be had.
         """
         self.path = path
-        self._lock = _Lock(path) if locked else None
+        self._lock = _Lock(path, for_clients) if locked else None
         try:
             self.sock = _bound(path, mode)
             self._identity = _identity(path)
@@ -126,8 +127,8 @@ class ListeningSocket:
 class _Lock:
     """The lock file of a socket. Raises UsageError when another process holds it."""
 
-    def __init__(self, socket_path: Path) -> None:
-        self._path = lock_path(socket_path)
+    def __init__(self, socket_path: Path, for_clients: bool) -> None:
+        self._path = lock_path(socket_path, for_clients=for_clients)
         self._fd = -1
         while self._path is not None and self._fd < 0:
             try:
@@ -231,7 +232,7 @@ class NamelessSocket:
     def __init__(self) -> None:
         """Raises OSError."""
         try:
-            folder = runtime_dir()
+            folder = own_dir()
         except UsageError:
             folder = Path(tempfile.gettempdir())
         path = folder / f".waylend-{secrets.token_hex(8)}"

@@ -29,6 +29,7 @@ import waylend
 from waylend.errors import Unavailable, UsageError, WaylendError
 from waylend.host_half.serving import serve_guest
 from waylend.policy import Policy
+from waylend.service.environment import for_guests
 from waylend.vm.init import MARK, PLAN_NAME
 from waylend.vm.qemu import qemu_args, qemu_version
 
@@ -39,10 +40,6 @@ _QEMU = "qemu-system-x86_64"
 _SIGN_OF_LIFE_S = 8.0
 _GRACE_S = 5.0
 _CONSOLE_BYTES = 64 * 1024
-#: What of the environment an app gets: how to show and find things, nothing that names a service or a secret of the host.
-_ENVIRONMENT = frozenset(
-    "COLORTERM HOME LANG LANGUAGE LOGNAME PATH SHELL TERM TZ USER XCURSOR_SIZE XCURSOR_THEME XDG_CURRENT_DESKTOP".split()
-)
 #: Runs the command; ends its process group when whoever holds the other end of pipe $1 has gone, however it went.
 _WATCHED = """
 pipe=/proc/self/fd/$1; shift; exec 3<&0
@@ -197,14 +194,13 @@ async def run_in_vm(
 
 
 def _plan_of(argv: Sequence[str], machine: Machine) -> dict[str, Any]:
-    environment = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT or name.startswith("LC_")}
     return {
         "argv": list(argv),
         "uid": os.getuid(),
         "gid": os.getgid(),
         "groups": [] if os.getuid() == 0 else os.getgroups(),
         "cwd": os.getcwd(),
-        "environment": environment,
+        "environment": for_guests(os.environ, clean=True),
         "verbose": machine.verbose,
     }
 

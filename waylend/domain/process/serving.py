@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 import sortedcontainers
 
 from waylend import errors
+from waylend.domain.process import starter
 from waylend.domain.process.messages import Message
 from waylend.domain.process.requests import Requests
+from waylend.domain.process.starter import StartedProcess
 from waylend.errors import LendingError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -129,7 +131,7 @@ class ServingProcess:
             self._on_over(self, reason)
 
 
-def _started(early_fd: int) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+def _started(early_fd: int) -> tuple[socket.socket, StartedProcess]:
     """Our end of the connection, and the process. Raises Unavailable."""
     ours, theirs = socket.socketpair()
     try:
@@ -138,16 +140,11 @@ def _started(early_fd: int) -> tuple[socket.socket, subprocess.Popen[bytes]]:
         stderr_fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     program = (
         f"import sys; sys.path[:] = {_module_path()!r} + sys.path;"
-        f"from waylend.domain.process.server import serve; serve({theirs.fileno()}, {stderr_fd})"
+        f"from waylend.domain.process.server import serve; serve(@FD0@, @FD1@)"
     )
     try:
         with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", program],
-                pass_fds=[theirs.fileno(), stderr_fd],
-                stdin=subprocess.DEVNULL,
-                stderr=early_fd,
-            )
+            process = starter.start([sys.executable, "-I", "-S", "-c", program], [theirs.fileno(), stderr_fd], early_fd)
     except OSError as error:
         ours.close()
         raise Unavailable(f"can't start a process that serves: {error}") from error
