@@ -95,6 +95,7 @@ def test_the_tests_that_it_names_are_there(document: Path) -> None:
 def test_sources_cite_documents_that_their_readers_have() -> None:
     for source in SOURCES:
         text = source.read_text()
+        assert "DES" + "IGN" not in text, f"{source} cites a document that is not here"
         for cited in re.findall(r"\bdocs/[\w\-]+\.md", text):
             # Other projects have such folders, too: those are named with their project.
             assert (ROOT / cited).is_file(), f"{source} cites {cited}"
