@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from pathlib import Path
@@ -21,14 +22,27 @@ from waylend.cli.options import (
     trace_option,
 )
 from waylend.cli.process import ShimFailed, check_shim_options, private_folder, the_compositor
-from waylend.vm.machine import Machine, run_in_vm
+from waylend.vm.machine import Machine, find_kernel, run_in_vm
+
+
+def _memory(_context: click.Context, _option: click.Parameter, text: str) -> str:
+    if re.fullmatch("[1-9][0-9]*[KMGT]?", text, re.IGNORECASE) is None:
+        raise click.BadParameter(f"{text!r} is no size like 512M or 2G")
+    return text
 
 
 @click.command(
     "vm", cls=TracedCommand, context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False}
 )
 @click.option("--kernel", metavar="IMAGE", help="The kernel to boot. [default: the running one, else the newest]")
-@click.option("--memory", metavar="SIZE", default="1G", show_default=True, help="The VM's memory, like 512M or 2G.")
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    default="1G",
+    callback=_memory,
+    show_default=True,
+    help="The VM's memory, like 512M or 2G.",
+)
 @click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True, help="How many CPUs the VM has.")
 @click.option("--network", is_flag=True, help="Give the VM a network (QEMU's user network).")
 @click.option(
@@ -74,6 +88,8 @@ def command(
     policy = policy_from(**rules)
     tracing = open_trace(trace)
     check_shim_options(compositor, screenshot)
+    if kernel is not None:
+        find_kernel(kernel)
     verbose = click.get_current_context().find_root().params.get("verbose", 0)
     machine = Machine(kernel, memory, cpus, network, rw_home, accel, verbose)
 
