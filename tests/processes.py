@@ -147,10 +147,18 @@ class Process:
         return found
 
     def blocks_of(self, name: str) -> list[int]:
-        """What each file of that name that it has open takes of memory or a disk, in 512 bytes. There is one at least."""
-        fds = [fd for fd, what in self.fds().items() if name in what]
-        assert fds, f"{self.name} has no {name} open"
-        return [os.stat(f"/proc/{self.pid}/fd/{fd}").st_blocks for fd in fds]
+        """What each file of that name that it or a child of its has open takes of memory or a disk, in 512 bytes.
+
+        There is one at least.
+        """
+        blocks = []
+        for pid in (self.pid, *descendants(self.pid)):
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(FileNotFoundError):
+                    if name in os.readlink(f"/proc/{pid}/fd/{fd}"):
+                        blocks.append(os.stat(f"/proc/{pid}/fd/{fd}").st_blocks)
+        assert blocks, f"{self.name} has no {name} open"
+        return blocks
 
     def __enter__(self) -> Process:
         return self
