@@ -100,7 +100,7 @@ class Files:
         self.given_back: list[LeaseGiven] = []
         self.opened: list[tuple[int, int, int]] = []
         self.over: list[ChannelConnection] = []
-        self.max_streams = 100
+        self.max_streams = self.max_sinks = 100
         self.piling_up = 0
 
     def grant(self, gfn: int) -> LeaseGiven:
@@ -139,6 +139,10 @@ class FilesOf:
 
     def room_for_stream(self) -> None:
         if len(self._connection.streams) >= self._files.max_streams:
+            raise PeerError("too many pipes")
+
+    def room_for_sink(self) -> None:
+        if len(self._connection.streams) >= self._files.max_sinks:
             raise PeerError("too many pipes")
 
     def piling_up(self) -> None:

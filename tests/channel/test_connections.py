@@ -204,16 +204,6 @@ def test_nobody_connects_before_hello_is_answered() -> None:
         joined.close()
 
 
-def test_a_file_that_can_not_cross_ends_its_client_only(joined: Joined, tmp_path: object) -> None:
-    guest, _ = joined.connect()
-    other, other_host = joined.connect()
-    guest.send(b"with", [os.memfd_create("mine")])
-    joined.loop.until(lambda: bool(guest.failure), "the failure")
-    assert "can't go to another machine" in guest.failure
-    other.send(b"fine")
-    joined.loop.until(lambda: other_host.octets == b"fine", "the other's bytes")
-
-
 def test_a_new_guest_half_on_a_port_begins_anew(joined: Joined) -> None:
     """A port stays open when the guest half dies: its last message may be half there."""
     _, host = joined.connect()

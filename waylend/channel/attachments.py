@@ -37,6 +37,9 @@ class Attachments(Protocol):
     def room_for_stream(self) -> None:
         """The same for a pipe, which is two descriptors until one of them has gone on, and an object of the channel."""
 
+    def room_for_sink(self) -> None:
+        """The same for what the other half is to write to. Ends nobody: who asked for that is on the other side."""
+
     def piling_up(self) -> None:
         """More has arrived than the session takes."""
 

@@ -7,7 +7,6 @@ the half says (``attachments``).
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import select
@@ -139,7 +138,7 @@ class ChannelConnection(ChannelObject):
             self._taken_bytes = 0
 
     def send(self, octets: memoryview, fds: list[int] | None = None) -> None:
-        """Owns ``fds`` from now on. One that can't go to the other half ends the session: its next receive says why."""
+        """Owns ``fds`` from now on. To whom one can't be written, that transfer is over at once."""
         if fds:
             self._attach_all(fds)
         length = len(octets)
@@ -197,17 +196,25 @@ class ChannelConnection(ChannelObject):
         """Owns ``fd``."""
         object_id = self.channel.new_id()
         try:
+            self._check_room(fd)
             stream = StreamSink(self.channel, object_id, fd, self._stream_over)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                self._fail(PeerError(f"a file descriptor that can't go to another machine: {error.strerror}"))
-                return
-            # Nobody reads that pipe any more. The message goes on, and whoever writes learns it at once.
+        except (OSError, PeerError) as error:
+            # Nobody reads that pipe any more, or it is nothing that can be written to without waiting. The message goes on, and
+            # whoever writes learns it at once: it is neither client's fault.
+            logger.info("%s: a transfer that can't be: %s", self, error)
             self.tell("attach_stream", object_id)
             self.link.send(self.outbox, _reset(self.link, object_id))
             return
         self._stream_begins(stream)
         self.tell("attach_stream", object_id)
+
+    def _check_room(self, fd: int) -> None:
+        """For a pipe that goes to the other half. Raises PeerError, and then closes ``fd``."""
+        try:
+            self.attachments.room_for_sink()
+        except PeerError:
+            os.close(fd)
+            raise
 
     def _stream_begins(self, stream: Stream) -> None:
         self.streams.add(stream)

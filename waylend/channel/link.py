@@ -47,6 +47,13 @@ class Cancellable(Protocol):
     def cancel(self) -> None: ...
 
 
+class Resettable(Protocol):
+    """An open pipe."""
+
+    def reset(self) -> None:
+        """Over, before its end: the other half hears of it."""
+
+
 class EventLoop(Protocol):
     """What a link needs of the epoll loop that it lives in."""
 
@@ -94,7 +101,7 @@ class Link:
         #: Open pipes: they outlive the connections that they came with.
         self.streams: set[ChannelObject] = set()
         #: Those of them whose connection is closed, the oldest first.
-        self.orphans: dict[ChannelObject, None] = {}
+        self.orphans: dict[Resettable, None] = {}
         self._fd = fd
         self._on_end = on_end
         self._silence_s = silence_s

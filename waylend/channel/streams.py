@@ -7,17 +7,16 @@ what comes out of it. The only end of the data is the end of file of that pipe; 
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
 import select
-import stat
 from collections import deque
 from collections.abc import Callable
 
 from waylend.channel.link import Link
 from waylend.channel.messages import MAX_CONTENT_BYTES, STREAM_WINDOW_BYTES, ChannelObject
+from waylend.channel.sinks import sink_for
 from waylend.errors import ChannelError
 
 logger = logging.getLogger(__name__)
@@ -139,14 +138,16 @@ class StreamSink(Stream):
 
     def __init__(self, link: Link, object_id: int, fd: int, over: Callable[[Stream], None]) -> None:
         """Owns ``fd``, also when it raises OSError."""
-        super().__init__(link, object_id, _own_description(fd), over)
+        self._sink = sink_for(fd)
+        super().__init__(link, object_id, self._sink.fd, over)
         self._pieces: deque[memoryview] = deque()
         self._waiting_bytes = 0
         self._due_bytes = 0
         self._ended = False
-        # Nothing to write yet; but that the reader hangs up shows as an error (poll(2): POLLERR on a writing end).
-        self._loop.add(self.fd, 0, self._on_events)
-        self._watching = True
+        if self._sink.pollable:
+            # Nothing to write yet; but that the reader hangs up shows as an error (poll(2): POLLERR on a writing end).
+            self._loop.add(self.fd, 0, self._on_events)
+            self._watching = True
         self._wants_out = False
 
     def on_data(self, content: bytes) -> None:
@@ -174,7 +175,7 @@ class StreamSink(Stream):
         while self._pieces:
             piece = self._pieces[0]
             try:
-                written = os.write(self.fd, piece)
+                written = self._sink.write(piece)
             except BlockingIOError:
                 break
             except OSError:  # EPIPE: nobody reads any more
@@ -191,7 +192,7 @@ class StreamSink(Stream):
             self._due_bytes = 0
         if self._ended and not self._pieces:
             self.close()
-        elif bool(self._pieces) != self._wants_out:
+        elif self._watching and bool(self._pieces) != self._wants_out:
             self._wants_out = bool(self._pieces)
             self._loop.modify(self.fd, _EPOLLOUT if self._wants_out else 0)
 
@@ -204,21 +205,3 @@ class StreamSink(Stream):
     def close(self) -> None:
         self._pieces.clear()
         super().close()
-
-
-def _own_description(fd: int) -> int:
-    """A descriptor that doesn't block, of the same pipe as ``fd``, which is closed; whoever else has ``fd`` sees no change.
-
-    Raises OSError: ENXIO when nobody reads the pipe, EINVAL for what is no pipe and no socket.
-    """
-    try:
-        mode = os.fstat(fd).st_mode
-        if stat.S_ISFIFO(mode):
-            return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        if not stat.S_ISSOCK(mode):
-            raise OSError(errno.EINVAL, "not a pipe")
-        own = os.dup(fd)
-        os.set_blocking(own, False)
-        return own
-    finally:
-        os.close(fd)

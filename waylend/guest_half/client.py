@@ -65,6 +65,9 @@ class ClientAperture:
         if len(self._connection.channel.streams) >= _MAX_STREAMS:
             raise PeerError(f"{_MAX_STREAMS} pipes are open already")
 
+    def room_for_sink(self) -> None:
+        self.room_for_stream()
+
     def piling_up(self) -> None:
         """A host half sends no more than it has credit for."""
 

@@ -133,6 +133,9 @@ class GuestClient:
         self.shares.stream(self, len(self.connection.streams))
         self.shares.descriptor(self, 2)
 
+    def room_for_sink(self) -> None:
+        self.shares.sink(self, len(self.connection.streams))
+
     def piling_up(self) -> None:
         with contextlib.suppress(LimitExceeded):  # it is ended then
             self.shares.waiting(self)

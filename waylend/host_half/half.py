@@ -71,7 +71,7 @@ class HostHalf:
         self._unwatch = domain.events.watch(self._on_lending, faults=False)
         #: Those whose connection isn't over.
         self.clients: set[GuestClient] = set()
-        self._shares = Shares(self._policy.limits, self.clients, self._other_fds)
+        self._shares = Shares(self._policy.limits, self.clients, self._other_fds, self._drop_orphan)
         self._end: HostEnd | None = None
         self.relay = Relay(
             loop,
@@ -161,6 +161,13 @@ class HostHalf:
             self.relay.turn_away(connection, LimitExceeded(DISPLAY_ID, ProtocolError.NO_MEMORY, why))
         else:
             self.relay.take_in(connection)
+
+    def _drop_orphan(self) -> bool:
+        """The pipe that is open the longest without its client."""
+        orphan = next(iter(self._end.channel.orphans), None) if self._end is not None else None
+        if orphan is not None:
+            orphan.reset()
+        return orphan is not None
 
     def _other_fds(self) -> int:
         """Descriptors that are held for clients that have left."""

@@ -39,21 +39,40 @@ class Holder(Protocol):
 
 
 class Shares:
-    """``clients`` are those that are there; ``other_fds()`` says how many descriptors are held for those that have left."""
+    """``clients`` are those that are there. ``other_fds()`` says how many descriptors are held for those that have left;
 
-    def __init__(self, limits: Limits, clients: Collection[Holder], other_fds: Callable[[], int]) -> None:
+    ``drop_one()`` closes one of them, and says whether it could.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        clients: Collection[Holder],
+        other_fds: Callable[[], int],
+        drop_one: Callable[[], bool],
+    ) -> None:
         self._limits = limits
         self._clients = clients
         self._other_fds = other_fds
+        self._drop_one = drop_one
 
     def descriptor(self, client: Holder, count: int = 1) -> None:
         """The client is about to hold so many more. Raises LimitExceeded, and then it is ended."""
         self._check(client, client.fd_count + count, "descriptors", "fds_per_client")
+        while self._total(lambda holder: holder.fd_count, self._other_fds) + count > self._limits.fds:
+            if not self._drop_one():
+                break
         self._share(client, lambda holder: holder.fd_count, count, self._other_fds, "descriptors", "fds")
 
     def stream(self, client: Holder, stream_count: int) -> None:
         """The client has so many pipes, and is about to have another. Raises LimitExceeded, and then it is ended."""
         self._check(client, stream_count + 1, "pipes", "streams_per_client")
+
+    def sink(self, client: Holder, stream_count: int) -> None:
+        """The compositor asks the client for data, and it has so many pipes already. Raises LimitExceeded; nobody is ended."""
+        self._limit(stream_count + 1, "pipes", "streams_per_client")
+        self._limit(client.fd_count + 1, "descriptors", "fds_per_client")
+        self._limit(self._total(lambda holder: holder.fd_count, self._other_fds) + 1, "descriptors", "fds")
 
     def lease(self, client: Holder, page_count: int) -> None:
         """The client is about to have another lease. Raises LimitExceeded, which may be answered with a refusal."""
@@ -78,12 +97,15 @@ class Shares:
     def _share(
         self, client: Holder, held: Callable[[Holder], int], more: int, others: Callable[[], int], what: str, limit: str
     ) -> None:
-        while sum(map(held, self._clients)) + more + others() > getattr(self._limits, limit):
+        while self._total(held, others) + more > getattr(self._limits, limit):
             try:
                 self.make_room(client, held, self._error(what, limit), more)
             except LimitExceeded as error:
                 client.evict(error)
                 raise
+
+    def _total(self, held: Callable[[Holder], int], others: Callable[[], int]) -> int:
+        return sum(map(held, self._clients)) + others()
 
     def _check(self, client: Holder, count: int, what: str, limit: str) -> None:
         try:
