@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
+from anyio.abc import TaskStatus
+from anyio.from_thread import BlockingPortal
 
 from waylend.channel.transport import Address, listen_for_guest
 from waylend.domain.process.caller import ProcessDomain
-from waylend.errors import UsageError
+from waylend.errors import LendingError, UsageError
 from waylend.host_half.half import HostHalf
 from waylend.lending.pages import page_count_of
 from waylend.policy import Policy
@@ -69,7 +71,7 @@ async def serve_guest(
 
     ``channel`` is where the guest half (or its VMM) connects: ``unix:PATH`` or ``vsock:PORT``. ``bar_link`` is a symbolic
     link to make to the aperture's file. ``token``, ``uids`` (besides our own and root) and ``cids`` say who may be the guest
-    half. For the others see ``serve``. Raises UsageError, Unavailable, CompositorError.
+    half. For the others see ``serve``. Raises UsageError, Unavailable, CompositorError; LendingError when the aperture is lost.
     """
     policy = policy or Policy()
     where = CompositorSocket.named(compositor)
@@ -98,6 +100,7 @@ async def serve_guest(
         await stack.enter_async_context(beating(loop, half.beat))
         tasks = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(tasks.cancel_scope.cancel)
+        await tasks.start(_raise_when_lost, domain)
         if where.path:
             await tasks.start(keep_in_touch, where, running_host.ended, tables, name, policy, once)
         now = functools.partial(_of_the_guest, half)
@@ -107,6 +110,32 @@ async def serve_guest(
         allowed = frozenset({0, os.geteuid(), *uids})
         loop.call(lambda: half.listen(listening, allowed, frozenset(cids)))
         yield running_host
+
+
+async def _raise_when_lost(domain: ProcessDomain, *, task_status: TaskStatus[None]) -> None:
+    """Whoever has mapped the aperture that was (the VMM above all) can't be given another: so all of it ends, and says so."""
+    lost = anyio.Event()
+    reasons: list[str] = []
+
+    async def tell(why: str) -> None:
+        reasons.append(why)
+        lost.set()
+
+    async with BlockingPortal() as portal:
+
+        def on_lost(why: str) -> None:
+            with contextlib.suppress(RuntimeError):  # we are ending anyway
+                portal.start_task_soon(tell, why)
+
+        domain.on_lost = on_lost
+        try:
+            task_status.started()
+            await lost.wait()
+        finally:
+            domain.on_lost = None
+    raise LendingError(
+        f"the aperture is lost, and every window with it ({reasons[0]}): start the host half and its guest anew"
+    )
 
 
 def _new_domain(stack: AsyncExitStack, name: str, policy: Policy, bar_link: str | None) -> ProcessDomain:
