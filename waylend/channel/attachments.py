@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from waylend.errors import PeerError
+
 if TYPE_CHECKING:
     from waylend.channel.connection import ChannelConnection
 
@@ -17,6 +19,34 @@ class Attachment(int):
     def tell(self, connection: ChannelConnection) -> None:
         """Sends the attachment that stands for it."""
         raise NotImplementedError
+
+
+class NobodysAttachments:
+    """``Attachments`` of a connection that is closed: nobody is there for whom anything could be held."""
+
+    def open_aperture(self) -> int:
+        raise PeerError("the connection is closed")
+
+    def open_file(self, _lease: int, _gfn: int, _size_bytes: int) -> int:
+        raise PeerError("the connection is closed")
+
+    def lease_asked(self, _object_id: int, _page_count: int) -> None: ...
+
+    def room_for_descriptor(self, _count: int = 1) -> None:
+        raise PeerError("the connection is closed")
+
+    def room_for_stream(self) -> None:
+        raise PeerError("the connection is closed")
+
+    def room_for_sink(self) -> None:
+        raise PeerError("the connection is closed")
+
+    def piling_up(self) -> None: ...
+
+    def connection_over(self) -> None: ...
+
+
+NOBODY = NobodysAttachments()
 
 
 class Attachments(Protocol):

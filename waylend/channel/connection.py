@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from waylend.channel.attachments import Attachment, Attachments
+from waylend.channel.attachments import NOBODY, Attachment, Attachments
 from waylend.channel.life import Life, Step, after
 from waylend.channel.link import EPOLLIN, EPOLLOUT, EventLoop, Link
 from waylend.channel.messages import CONNECTION_WINDOW_BYTES, MAX_CONTENT_BYTES, ChannelObject, Sender, message_of
@@ -63,7 +63,7 @@ class ChannelConnection(ChannelObject):
         self.queued_bytes = 0
         self.end_reason = ""
         self.channel = link
-        self.attachments = attachments_of(self)
+        self.attachments: Attachments = attachments_of(self)
         self._handler: Callable[[int], None] | None = None
         self._feed: Callable[[memoryview, memoryview, int], None] | None = None
         self._mask = EPOLLIN
@@ -244,7 +244,10 @@ class ChannelConnection(ChannelObject):
             self.tell("end", self.end_reason.encode(errors="replace")[:1024].replace(b"\0", b"?"))
             if self._life is Life.OVER:
                 self.channel.remove(self.object_id)
-        self.attachments.connection_over()
+        # What is left until the other half has ended it, too, holds nothing and is part of no circle.
+        self.outbox.on_empty = None
+        attachments, self.attachments = self.attachments, NOBODY
+        attachments.connection_over()
 
     def _drop_inbox(self) -> None:
         for _, fds in self._inbox:
@@ -357,7 +360,11 @@ class ChannelConnection(ChannelObject):
 
     def on_lease(self, object_id: int, page_count: int) -> None:
         self.channel.check_new_id(object_id)
-        self.attachments.lease_asked(object_id, page_count)
+        if self.is_closed:
+            refusal = message_of(self.link, "waylend_lease_v1", "refused", object_id, b"the connection is closed")
+            self.link.send(self.outbox, refusal)
+        else:
+            self.attachments.lease_asked(object_id, page_count)
 
     def on_end(self, reason: bytes) -> None:
         self._life = after(self._life, Step.END)

@@ -135,6 +135,7 @@ class HostEnd(_End):
 
     def _over(self, why: str) -> None:
         self.end_all()
+        self.channel.forget_all()
         self._on_over(why)
 
 

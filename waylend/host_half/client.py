@@ -147,9 +147,7 @@ class GuestClient:
         raise PeerError("a guest half attaches no files")
 
     def lease_asked(self, object_id: int, page_count: int) -> None:
-        if self.connection.is_closed:
-            refuse(self.connection, object_id, "the connection is over")
-        elif not 0 < page_count <= self.aperture.page_count:
+        if not 0 < page_count <= self.aperture.page_count:
             refuse(self.connection, object_id, f"{page_count} pages are more than the aperture has")
         else:
             self._wanted.append(LeaseWanted(self.connection, object_id, page_count))

@@ -7,6 +7,7 @@ process of its own; this one touches lent memory never.
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 import socket
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 def _most_objects(limits: Limits) -> int:
     """On the channel. Connections that were closed here are there until the guest half has heard of it and ends them, too."""
-    return 4 * limits.clients + 2 * limits.leases + limits.fds
+    return 2 * limits.clients + limits.leases + limits.fds
 
 
 class HostHalf:
@@ -179,6 +180,8 @@ class HostHalf:
         logger.log(logging.INFO if why == GONE else logging.WARNING, "the channel to the guest half is over: %s", why)
         self._end = None
         self._aperture.keep(False)
+        # Sessions are circles, and many may have ended at once.
+        gc.collect()
 
     @property
     def guest_silent_s(self) -> float | None:
