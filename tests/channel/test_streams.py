@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 from collections.abc import Callable
@@ -159,5 +160,61 @@ def test_the_links_end_ends_the_data(joined: Joined) -> None:
     assert os.read(reading, 1) == b""
     with pytest.raises(BrokenPipeError):
         os.write(writing, b"anybody?")
+    os.close(reading)
+    os.close(writing)
+
+
+def raw_data(joined: Joined, sender: str) -> tuple[int, int, Callable[..., None], list[str]]:
+    """A pipe's ends, how to say something in the place of the half that sends its data, and why the other's channel is over."""
+    reading, writing = pipe_to(joined, sender)
+    fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 4096)  # so little is written that no credit comes back
+    one, other = (joined.guest, joined.host) if sender == "guest" else (joined.host, joined.guest)
+    (sink,) = one.channel.streams
+    over = joined.guest_over if sender == "guest" else joined.host_over
+    (source,) = other.channel.streams
+    assert source.object_id == sink.object_id
+    return reading, writing, source.tell, over
+
+
+@pytest.mark.parametrize("sender", ["guest", "host"])
+def test_data_without_credit_end_the_channel(joined: Joined, sender: str) -> None:
+    reading, writing, tell, over = raw_data(joined, sender)
+    for _ in range(STREAM_WINDOW_BYTES // (1 << 15)):
+        tell("data", bytes(1 << 15))
+        joined.loop.settle()
+    assert over == []  # nobody has read, but it had credit for that
+    tell("data", bytes(4))
+    joined.loop.until(lambda: bool(over), "the channel's end")
+    assert "without credit" in over[0]
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.mark.parametrize("sender", ["guest", "host"])
+@pytest.mark.parametrize("message", ["data", "end"])
+def test_a_message_after_the_end_of_the_data_ends_the_channel(joined: Joined, sender: str, message: str) -> None:
+    """While it is not all written: afterwards the stream is gone, and what comes means nothing."""
+    reading, writing, tell, over = raw_data(joined, sender)
+    tell("data", bytes(1 << 15))
+    for _ in range(6):
+        tell("data", bytes(1 << 15))
+    joined.loop.settle()
+    tell("end")
+    tell(message, *((b"more",) if message == "data" else ()))
+    joined.loop.until(lambda: bool(over), "the channel's end")
+    assert ("after the end" if message == "data" else "a second end") in over[0]
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.mark.parametrize("sender", ["guest", "host"])
+def test_credit_that_is_not_due_ends_the_channel(joined: Joined, sender: str) -> None:
+    reading, writing = pipe_to(joined, sender)
+    one = joined.guest if sender == "guest" else joined.host
+    (sink,) = one.channel.streams
+    over = joined.host_over if sender == "guest" else joined.guest_over
+    sink.tell("credit", 1)
+    joined.loop.until(lambda: bool(over), "the channel's end")
+    assert "more credit than can be due" in over[0]
     os.close(reading)
     os.close(writing)

@@ -29,7 +29,7 @@ from tests.relay.between import begin, open_fds
 from waylend.channel.messages import CHANNEL_ID
 from waylend.host_half import closing
 from waylend.lending.pages import PAGE_SIZE, PageRange
-from waylend.policy import Limits, Policy
+from waylend.policy import NOT_ACROSS_MACHINES, Limits, Policy
 
 
 @pytest.fixture
@@ -397,3 +397,17 @@ def test_a_version_that_is_none_is_answered_with_ours_and_hung_up_on(hosting: Ho
     guest.tell("waylend_channel_v1.hello", CHANNEL_ID, 0, 0, 5, b"")
     assert b"speaks no version" in guest.expect("waylend_channel_v1.error")[0]  # type: ignore[operator]
     guest.rest()
+
+
+@pytest.mark.parametrize("interface", sorted(NOT_ACROSS_MACHINES))
+def test_what_means_nothing_on_another_machine_is_announced_by_no_policy(interface: str) -> None:
+    hosting = Hosting(Policy(allow=("*",), limits=Limits(aperture_bytes=1 << 22)))
+    try:
+        client, compositor = connected(hosting, hosting.guest())
+        client.send("wl_display.get_registry", 1, 2)
+        compositor.receive("wl_display.get_registry")
+        compositor.send("wl_registry.global", 2, 1, interface.encode(), 1)
+        compositor.send("wl_registry.global", 2, 2, b"wl_compositor", 1)
+        assert client.receive("wl_registry.global")[1][:2] == [2, b"wl_compositor"]
+    finally:
+        hosting.close()
