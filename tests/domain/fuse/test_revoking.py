@@ -138,6 +138,10 @@ def test_when_the_deadline_passes_the_aperture_is_cut_off(hangs_in: str, caplog:
             bystander.read(0, 1)
         with pytest.raises(LeaseEnded):
             domain.open_lease(other)
+        with pytest.raises(BackingLost):
+            domain.sync(lease)
+        with pytest.raises(LeaseEnded):
+            domain.lend(backing)
         backing.go_on.set()
         borrower.kill()
         bystander.kill()

@@ -19,6 +19,7 @@ from waylend import linux
 from waylend.domain.fuse.files import BAR, LeaseFile, node_of
 from waylend.domain.fuse.served_files import ServedFiles
 from waylend.domain.fuse.server import FuseServer
+from waylend.errors import BackingLost
 from waylend.lending.p2m import Invalidation, Parked
 from waylend.lending.pages import PAGE_SHIFT, PageRange
 
@@ -168,9 +169,17 @@ class Unmapping:
                     logger.warning("domain %s: %s", self._name, error)
 
     def write_back(self, file: LeaseFile) -> None:
-        """Has the kernel hand us what the borrower wrote so far."""
+        """Has the kernel hand us what the borrower wrote so far. Raises BackingLost where it can't."""
         with self._own_files(file) as own_files:
-            self._write_back(own_files, PageRange(0, file.lease.page_count))
+            if len(own_files) < file.known + self._bar.known:
+                raise BackingLost("what the borrower wrote can't be had any more")
+            for own_file in own_files:
+                offset_bytes = own_file.first_page << PAGE_SHIFT
+                try:
+                    linux.sync_file_range(own_file.fd, offset_bytes, file.lease.page_count << PAGE_SHIFT)
+                except OSError as error:
+                    file.check_stored()
+                    raise BackingLost(f"what the borrower wrote is lost: {error}") from error
 
     def drop_gaps(self, gaps: Sequence[PageRange]) -> None:
         """Drops what is cached of ``bar`` where nothing is lent, what is dirty there in large requests."""

@@ -162,7 +162,7 @@ class ProcessDomain:
         """``lend`` for those who must not wait. The future has the lease, or raises what ``lend`` does.
 
         ``backing`` is the domain's from now on, and the caller's again if the future raises. Callbacks of the future are called
-        on a thread of the domain. Raises ValueError at once.
+        on a thread of the domain. Raises ValueError at once, and LeaseEnded where the domain is closed.
         """
         if not isinstance(backing, FileBacking):
             raise ValueError("only files can be lent from a process of its own")

@@ -42,12 +42,13 @@ class _Asked:
     as the process answers others.
     """
 
-    __slots__ = ("deadline", "name", "patient", "result", "then")
+    __slots__ = ("deadline", "limit_s", "name", "patient", "result", "then")
 
-    def __init__(self, name: str, then: Callable[[Message], Any], deadline: float, *, patient: bool) -> None:
+    def __init__(self, name: str, then: Callable[[Message], Any], limit_s: float, *, patient: bool) -> None:
         self.name = name
         self.then = then
-        self.deadline = deadline
+        self.limit_s = limit_s
+        self.deadline = time.monotonic() + limit_s
         self.patient = patient
         self.result: Future[Any] = Future()
         self.result.set_running_or_notify_cancel()  # it can't be cancelled any more
@@ -102,6 +103,7 @@ class Requests:
         self,
         name: str,
         fds: Sequence[int] = (),
+        limit_s: float | None = None,
         /,
         *,
         then: Callable[[Message], T],
@@ -110,10 +112,10 @@ class Requests:
     ) -> Future[T]:
         """Asks, and doesn't wait. The future has what ``then`` makes of the answer, or raises what was raised over there.
 
-        ``then`` is called on the thread that reads the answers; descriptors under ``fds`` are its own. Raises LeaseEnded if the
-        process has gone, QuotaExceeded.
+        ``limit_s`` is another deadline than that of all. ``then`` is called on the thread that reads the answers; descriptors
+        under ``fds`` are its own. Raises LeaseEnded if the process has gone, QuotaExceeded.
         """
-        request = _Asked(name, then, time.monotonic() + self._deadline_s, patient=patient)
+        request = _Asked(name, then, self._deadline_s if limit_s is None else limit_s, patient=patient)
         with self._lock:
             if self._over is not None:
                 raise LeaseEnded(f"domain {self._name} is over: {self._over}")
@@ -136,10 +138,11 @@ class Requests:
         self._expiry = (time.monotonic() + _LAST_ANSWERS_S, reason)
 
     def close(self) -> None:
-        """Ends the connection and the thread. Idempotent; not on its thread."""
+        """Ends the connection and the thread, unless it is called on that. Idempotent."""
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
+        if not self.is_here():
+            self._thread.join()
 
     def _send(self, packet: bytes, fds: Sequence[int]) -> None:
         """Under the lock. What the socket has no room for goes out when it has."""
@@ -212,7 +215,7 @@ class Requests:
                     return self._expiry[1], True
                 missed = self._missed()
                 if missed is not None:
-                    return f"its process did not answer {missed!r} within {self._deadline_s:g} s", True
+                    return f"its process did not answer {missed.name!r} within {missed.limit_s:g} s", True
 
     def _receive(self) -> bool:
         try:
@@ -252,8 +255,8 @@ class Requests:
                 if sent < len(packet):
                     self._unsent.appendleft((packet[sent:], []))
 
-    def _missed(self) -> str | None:
-        """The name of a request whose deadline has passed. Goes to sleep where there is none to watch."""
+    def _missed(self) -> _Asked | None:
+        """A request whose deadline has passed. Goes to sleep where there is none to watch."""
         now = time.monotonic()
         asking = False
         with self._lock:
@@ -262,8 +265,8 @@ class Requests:
                 if now < request.deadline:
                     continue
                 if not request.patient:
-                    return request.name
-                request.deadline = now + self._deadline_s
+                    return request
+                request.deadline = now + request.limit_s
                 asking = True
         if asking:  # it may take its time, if only the process lives
             with contextlib.suppress(QuotaExceeded):  # others have deadlines then

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: How long one may take to come up, on a busy machine.
+_STARTING_S = 30.0
 #: How long a process whose connection has gone may take to end by itself, and then by force.
 _ENDING_S = 1.0
 
@@ -56,7 +58,10 @@ class ServingProcess:
                 ours, name=name, deadline_s=deadline_s, on_events=on_events, on_over=self._on_gone
             )
             try:
-                self._requests.ask("open", then=self._on_open, name=name, options=dict(options)).result()
+                opening = self._requests.ask(
+                    "open", (), max(deadline_s, _STARTING_S), then=self._on_open, name=name, options=dict(options)
+                )
+                opening.result()
             except Unavailable:
                 self._requests.close()
                 raise
