@@ -316,6 +316,15 @@ def test_what_is_lent_later_waits_for_nobody() -> None:
         os.close(fd)
 
 
+def test_what_nobody_uses_any_more_is_in_nobodys_way() -> None:
+    """Who says that a lease may end waits for nothing, and yet has its place at once."""
+    with opened(ProcessDomain, aperture_pages=8, lease_limit=2) as domain:
+        for _ in range(200):
+            leases = [domain.lend(FileBacking(file_backing_fd(4))) for _ in range(2)]
+            for lease in leases:
+                domain.end_when_unused(lease)
+
+
 def test_what_cannot_be_lent_later_is_still_the_callers() -> None:
     with opened(ProcessDomain, aperture_pages=4) as domain:
         backing = FileBacking(file_backing_fd(5))

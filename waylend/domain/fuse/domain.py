@@ -80,7 +80,7 @@ class FuseDomain(InProcessDomain[LeaseFile]):
         )
         self._deadline_s = deadline_s
         self._on_lost = on_lost
-        self._retiring: queue.SimpleQueue[Lease | None] = queue.SimpleQueue()
+        self._retiring: queue.SimpleQueue[Lease | threading.Event | None] = queue.SimpleQueue()
         self._server = FuseServer(
             mounts.mount_fuse(name, read_only=self._read_only),
             name=name,
@@ -331,9 +331,18 @@ class FuseDomain(InProcessDomain[LeaseFile]):
             self._server.forget(LEASES, str(lease.lease_id))
         self.events.emit(LendingEventKind.ENDED, lease, PageRange(0, lease.page_count))
 
+    def wait_for_unused(self) -> None:
+        """Returns when those leases have ended that were to end and that nobody had any more."""
+        ended = threading.Event()
+        self._retiring.put(ended)
+        ended.wait(self._deadline_s)
+
     def _retire(self) -> None:
         """The retirer's loop: ends leases that their last borrower has let go of."""
         while (lease := self._retiring.get()) is not None:
+            if isinstance(lease, threading.Event):
+                lease.set()
+                continue
             try:
                 with self._lock:
                     file = self._lent.get(lease.lease_id)

@@ -22,7 +22,7 @@ from typing import Any
 from waylend.backing.file import FileBacking
 from waylend.domain.fuse.domain import FuseDomain
 from waylend.domain.process.messages import LOST_ALL, Message, close_all, failed, receive, send
-from waylend.errors import LeaseEnded
+from waylend.errors import LeaseEnded, NoSpace, QuotaExceeded
 from waylend.lending.lease import Lease, LossPolicy, Protection
 from waylend.lending.p2m import FAULTS, LendingEvent, LendingEventKind
 from waylend.lending.pages import PageRange
@@ -191,20 +191,27 @@ class _Server:
     def _lend(self, message: Message) -> Message:
         backing = _PassedFile(message)
         try:
-            lease = self._domain.lend(
-                backing,
-                offset_bytes=message["offset_bytes"],
-                size_bytes=message["size_bytes"],
-                protection=Protection(message["protection"]),
-                loss=LossPolicy(message["loss"]),
-                name=message["name"],
-                redrawn=message["redrawn"],
-            )
+            try:
+                lease = self._lend_now(backing, message)
+            except (QuotaExceeded, NoSpace):
+                self._domain.wait_for_unused()  # of which the lender has been told nothing yet
+                lease = self._lend_now(backing, message)
         except BaseException:
             backing.close()
             raise
         self._told.leases[lease.lease_id] = lease
         return {"lease_id": lease.lease_id, "gfn": lease.gfns.start}
+
+    def _lend_now(self, backing: FileBacking, message: Message) -> Lease:
+        return self._domain.lend(
+            backing,
+            offset_bytes=message["offset_bytes"],
+            size_bytes=message["size_bytes"],
+            protection=Protection(message["protection"]),
+            loss=LossPolicy(message["loss"]),
+            name=message["name"],
+            redrawn=message["redrawn"],
+        )
 
     def _invalidate(self, message: Message) -> None:
         self._domain.invalidate(_key_of(message), PageRange(*message["pages"]))
