@@ -115,6 +115,7 @@ def _serve(
     from compositor_shim.server import Server  # noqa: PLC0415
 
     server = Server()
+    server.stop_at_signals()  # before there is a client, which somebody may see and want to end
     compositor = Compositor(server, Screen(size, scale), keymap_from=keymap_from)
     server.listen(sock)
     driven = ControlSocket(server, Control(server, compositor), control) if control else None

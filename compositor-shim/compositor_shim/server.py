@@ -135,10 +135,13 @@ class Server:
         self._due.append((time.monotonic() + delay_s, callback))
         self._due.sort(key=lambda due: due[0])
 
-    def run(self) -> None:
-        """Until ``stop``, SIGTERM, SIGINT or SIGHUP."""
+    def stop_at_signals(self) -> None:
+        """From now on SIGTERM, SIGINT and SIGHUP are ``stop``, also those that come before ``run``."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: self.stop())
+
+    def run(self) -> None:
+        """Until ``stop``."""
         # A signal must also end a dispatch that sleeps: Python's handler alone would not.
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writing)

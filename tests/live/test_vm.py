@@ -247,6 +247,8 @@ def own_place() -> Iterator[Path]:
 def test_an_ordinary_users_app_on_a_compositor_of_our_own(own_place: Path, tmp_path: Path) -> None:
     """What the README shows, with every option: the exit status is the app's, and the screenshot shows its window."""
     require_vm()
+    if CHECKOUT.is_relative_to("/root") and os.geteuid() == 0:
+        pytest.skip("virtme-ng hides /root, where this checkout is, from a machine of another user's")
     home = own_place / "home"
     look = "id -u; nproc; ls /sys/class/net; sed -n 's/MemTotal: *//p' /proc/meminfo; touch /etc/changed || echo no"
     show = "printf '\\033[48;2;0;170;0m%9000s'; sleep 4; exit 7"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,16 @@ def test_missing_programs_are_named_with_what_installs_them(monkeypatch: pytest.
         for part in ("qemu-system-x86", "busybox-static", "-m pip install virtme-ng", "install file")
     )
     assert "iproute2" not in str(raised.value)
+
+
+def test_what_the_machine_would_not_see_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """virtme-ng mounts an empty folder over /root, unless it is root who asks."""
+    monkeypatch.setattr(sys, "executable", "/root/waylend/.venv/bin/python")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    machine.check_place()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(Unavailable, match=r"an empty /root .* /root/waylend/\.venv/bin/python is in there"):
+        machine.check_place()
 
 
 def test_a_network_needs_a_program_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -154,9 +154,10 @@ async def _compositor(compositor: str | None) -> str:
 
 def _look_at_vm_tools(tell: Tell) -> None:
     """Raises Unavailable."""
-    from waylend.vm.machine import check_programs, find_kernel, kvm_may_work  # noqa: PLC0415
+    from waylend.vm.machine import check_place, check_programs, find_kernel, kvm_may_work  # noqa: PLC0415
 
     check_programs()
+    check_place()
     tell(f"{find_kernel()}, {'KVM' if kvm_may_work() else 'without KVM: slow'}")
     try:
         check_programs(network=True)

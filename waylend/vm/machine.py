@@ -99,6 +99,18 @@ def check_programs(*, network: bool = False) -> None:
         raise Unavailable(f"{what} needs {', '.join(missing)}", "; ".join(missing.values()))
 
 
+def check_place() -> None:
+    """Raises Unavailable where the machine couldn't read what is to run in it: virtme-ng hides /root from others than root."""
+    if os.geteuid() == 0:
+        return
+    for what in (sys.executable, os.path.abspath(waylend.__file__)):
+        if what.startswith("/root/"):
+            raise Unavailable(
+                f"virtme-ng shows an empty /root to a machine of another user's than root, and {what} is in there",
+                "install waylend elsewhere",
+            )
+
+
 def _path() -> str:
     """Where programs are: those of our own environment first."""
     return os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
@@ -168,6 +180,7 @@ async def run_in_vm(
     Raises Unavailable, UsageError, CompositorError.
     """
     check_programs(network=machine.network)
+    check_place()
     kernel = find_kernel(machine.kernel)
     channel, bar, plan = folder / "channel", folder / "bar", folder / "plan"
     plan.write_text(json.dumps(_plan_of(argv, machine)))
