@@ -80,6 +80,15 @@ def test_what_came_since_the_last_look_flashes_once() -> None:
     assert not any(cell.flashes for cell in third.cells)
 
 
+def test_a_lease_whose_pages_went_and_came_again_in_between_flashes_where_it_has_any() -> None:
+    calm, busy = lease(1, 0, 2, "1:2p"), lease(2, 2, 4, "1:3p1a")
+    first = map_of(domain(calm, busy), 100)
+    second = map_of(domain(calm, {**busy, "faults_served": 5}), 100, first)
+    assert [cell.flashes for cell in second.cells] == [False, False, True, True, True, False]
+    third = map_of(domain(calm, {**busy, "faults_served": 5}), 100, second)
+    assert not any(cell.flashes for cell in third.cells)
+
+
 def test_states_that_are_none_are_an_error_in_one_line() -> None:
     with pytest.raises(UsageError, match="lease 1: not the states of 4 pages"):
         map_of(domain(lease(1, 0, 4, "1:3p")), 100)

@@ -197,10 +197,17 @@ def test_a_shell_completes_commands_and_options(shell: str) -> None:
     assert "--compositor" in completed(shell, "waylend run --")
 
 
-def test_zsh_reads_its_completions() -> None:
+def test_zsh_finds_its_completions_and_can_read_them() -> None:
     installed("zsh")
-    for script in (ROOT / "docs" / "completions" / "zsh").iterdir():
-        assert script.read_text().startswith(f"#compdef {script.name.removeprefix('_')}\n")
+    folder = ROOT / "docs" / "completions" / "zsh"
+    said = (
+        "fpath=($1 $fpath); autoload -Uz compinit; compinit -u -D; print -l $_comps[waylend] $_comps[compositor-shim]"
+    )
+    done = subprocess.run(
+        ["zsh", "-f", "-c", said, "zsh", folder], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.split() == ["_waylend", "_compositor-shim"], done.stderr
+    for script in folder.iterdir():
         done = subprocess.run(["zsh", "-n", script], capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stderr) == (0, "")
 

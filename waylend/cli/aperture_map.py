@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from waylend.errors import UsageError
@@ -35,7 +35,7 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """``lease_id`` is the lease that has most of it, 0 for none. ``flashes``: pages came since the last look."""
+    """``lease_id`` is the lease that has most of it, 0 for none. ``flashes``: faults were served there since the last look."""
 
     state: CellState
     lease_id: int = 0
@@ -50,12 +50,15 @@ class ApertureMap:
     pages_per_cell: int
     cells: tuple[Cell, ...]
     free_pages: int
+    #: Faults that were served so far, by lease.
+    faults: Mapping[int, int]
 
 
 def map_of(domain: Mapping[str, Any], most_cells: int, last: ApertureMap | None = None) -> ApertureMap:
     """The map of a domain, as the control socket tells of it, in at most ``most_cells`` cells of a power of two of pages.
 
-    Cells flash that have more pages than in ``last``, where that is of the same scale. Raises UsageError.
+    Cells flash that have more pages than in ``last``, where that is of the same scale; and where a lease had faults and no
+    cell has more (pages went and came again), all of its cells that have any. Raises UsageError.
     """
     leases = sorted(domain["leases"], key=lambda lease: int(lease["gfn_start"]))
     end = max((lease["gfn_start"] + lease["page_count"] for lease in leases), default=0)
@@ -68,9 +71,17 @@ def map_of(domain: Mapping[str, Any], most_cells: int, last: ApertureMap | None 
             if gfn + page_count > end:
                 raise UsageError(f"lease {lease['lease_id']} is not where the proxy says it is")
             found[gfn // scale].add(lease["lease_id"], page_count, state)
-    before = last.cells if last is not None and last.pages_per_cell == scale else ()
+    same = last is not None and last.pages_per_cell == scale
+    before = last.cells if last is not None and same else ()
     cells = tuple(content.cell(before[at] if at < len(before) else None) for at, content in enumerate(found))
-    return ApertureMap(scale, cells, domain["aperture_pages"] - end)
+    faults = {lease["lease_id"]: lease["faults_served"] for lease in leases}
+    if last is not None and same:
+        faulted = {lease_id for lease_id, count in faults.items() if count > last.faults.get(lease_id, count)}
+        somewhere = faulted - {cell.lease_id for cell in cells if cell.flashes}
+        cells = tuple(
+            replace(cell, flashes=True) if cell.lease_id in somewhere and cell.present else cell for cell in cells
+        )
+    return ApertureMap(scale, cells, domain["aperture_pages"] - end, faults)
 
 
 def _stretches(lease: Mapping[str, Any], scale: int) -> Iterator[tuple[int, int, int]]:
