@@ -19,8 +19,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Leaves what `tests/programs.py` reads."""
-    if session.config.cache is not None:
-        session.config.cache.set(CACHE_KEY, sorted(programs))
+    cache = getattr(session.config, "cache", None)  # mutants are tried without one
+    if cache is not None:
+        cache.set(CACHE_KEY, sorted(programs))
 
 
 @pytest.fixture(autouse=True)
