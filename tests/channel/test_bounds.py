@@ -42,12 +42,18 @@ def pump(joined: Joined, octets: bytes, limit: int = 2000) -> None:
 
 
 @pytest.mark.parametrize("sender", ["guest", "host"])
-def test_a_chunk_of_which_nothing_was_left_is_not_an_end(joined: Joined, sender: str) -> None:
+def test_a_chunk_of_which_nothing_was_left_is_not_an_end(
+    joined: Joined, sender: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Hooks may drop all of it; its descriptors go with what comes next."""
     guest, host = joined.connect()
     one, other = (guest, host) if sender == "guest" else (host, guest)
     reading, writing = os.pipe()
-    one.send(b"", [writing])
+    sent: list[object] = []
+    with monkeypatch.context() as watched:
+        watched.setattr(one.connection.channel, "send_array", lambda *message: sent.append(message))
+        one.send(b"", [writing])
+    assert sent == []
     joined.loop.settle()
     assert (other.ended, other.octets, other.fds) == (False, b"", [])
     one.send(b"more")

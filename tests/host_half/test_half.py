@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
 import time
 from collections.abc import Iterator
 
@@ -204,6 +205,25 @@ def test_leases_are_limited_and_refusals_say_so(hosting: Hosting) -> None:
         granted(guest, 200 + number, 1)
     guest.tell("waylend_connection_v1.lease", CONNECTION, 300, 1)
     assert b"8 leases" in guest.expect("waylend_lease_v1.refused")[0]  # type: ignore[operator]
+
+
+def test_a_serving_process_that_stands_still_holds_up_nobody_who_asks_for_nothing(hosting: Hosting) -> None:
+    guest = hosting.guest()
+    connected(hosting, guest)
+    other, other_compositor = connected(hosting, guest, 20)
+    os.kill(hosting.domain.pid, signal.SIGSTOP)
+    try:
+        guest.tell("waylend_connection_v1.lease", CONNECTION, 25, 4)
+        begun = time.monotonic()
+        other.send("wl_display.sync", 1, 2)
+        other_compositor.receive("wl_display.sync")
+        assert time.monotonic() - begun < 5  # of the 10 that an answer may take
+        guest.tell("waylend_connection_v1.lease", 20, 30, 4)
+        guest.tell("waylend_connection_v1.end", CONNECTION, b"")
+    finally:
+        os.kill(hosting.domain.pid, signal.SIGCONT)
+    guest.expect("waylend_lease_v1.granted")
+    wait_until(lambda: len(hosting.domain.stats().leases) == 1, "the lease of who has left to end")
 
 
 def test_the_guest_hears_of_lost_memory_when_it_is_gone(hosting: Hosting) -> None:

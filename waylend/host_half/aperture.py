@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 from waylend.backing.file import FileBacking
 from waylend.domain.process.caller import ProcessDomain
-from waylend.errors import LendingError
 from waylend.host_half.closing import ClosingThread
 from waylend.host_half.recycler import LeaseRecycler
 from waylend.lending.lease import Lease, LossPolicy, Protection
 from waylend.lending.pages import PAGE_SIZE
 from waylend.relay.interpose.lent_files import FileLender
+from waylend.relay.loop import Loop
 
 #: The most that a wl_shm pool can have, in whole pages: its size is an int32.
 _MOST_POOL_BYTES = (1 << 31) - PAGE_SIZE
@@ -26,7 +28,8 @@ class ApertureDescriptor(int):
 class LentAperture:
     """Lives in the loop's thread. Owns descriptors of the domain's aperture; the domain is its maker's to close."""
 
-    def __init__(self, domain: ProcessDomain) -> None:
+    def __init__(self, loop: Loop, domain: ProcessDomain) -> None:
+        self._loop = loop
         self._domain = domain
         self._bar_fd = domain.open_bar(writable=True)
         status = os.fstat(self._bar_fd)
@@ -44,38 +47,35 @@ class LentAperture:
         """A descriptor of the whole aperture. Raises OSError."""
         return ApertureDescriptor(os.dup(self._bar_fd))
 
-    def lend(self, page_count: int) -> Lease:
-        """Memory for buffers. Raises LendingError, OSError."""
+    def lend(self, page_count: int, done: Callable[[Lease | Exception], None]) -> None:
+        """Memory for buffers: ``done`` is called with it, later, in the loop's thread; or with LendingError or OSError."""
         lease = self._recycler.take(page_count)
         if lease is not None:
-            return lease
+            self._loop.call(functools.partial(done, lease))
+            return
         try:
-            return self._lend_anew(page_count)
-        except LendingError:
-            if not self.make_room():
-                raise
-            return self._lend_anew(page_count)
+            backing = _memory(page_count)
+        except OSError as error:
+            self._loop.call(functools.partial(done, error))
+            return
+        # The compositor looks at these pages, too: what is lost is black, and no fault of the compositor's.
+        lent = self._domain.lend_later(
+            backing,
+            protection=Protection.READ_WRITE,
+            loss=LossPolicy.ZERO,
+            name="wl_shm buffers",
+            redrawn=True,
+        )
 
-    def _lend_anew(self, page_count: int) -> Lease:
-        fd = os.memfd_create("waylend-buffer", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(fd, page_count * PAGE_SIZE)
-        except OSError:
-            os.close(fd)
-            raise
-        backing = FileBacking(fd, writable=True)
-        try:
-            # The compositor looks at these pages, too: what is lost is black, and no fault of the compositor's.
-            return self._domain.lend(
-                backing,
-                protection=Protection.READ_WRITE,
-                loss=LossPolicy.ZERO,
-                name="wl_shm buffers",
-                redrawn=True,
-            )
-        finally:
+        def answered(lent: Future[Lease]) -> None:
             # Its pages are the serving process's from now on. A descriptor here for each buffer would be the guest's to use up.
             backing.close()
+            error = lent.exception()
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            self._loop.call(functools.partial(done, lent.result() if error is None else error))
+
+        lent.add_done_callback(answered)
 
     def give_back(self, lease: Lease) -> None:
         """A lease of ``lend`` is over, for the client that had it."""
@@ -95,7 +95,7 @@ class LentAperture:
         return self._closing.waiting
 
     def make_room(self) -> bool:
-        """Ends what is kept for the next who asks. Returns whether there was any."""
+        """Has what is kept for the next who asks end soon. Returns whether any is on its way out."""
         return self._recycler.end_all()
 
     def close(self) -> None:
@@ -104,3 +104,13 @@ class LentAperture:
         self._recycler.close()
         os.close(self._bar_fd)
         os.close(self.stand_in_fd)
+
+
+def _memory(page_count: int) -> FileBacking:
+    fd = os.memfd_create("waylend-buffer", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, page_count * PAGE_SIZE)
+    except OSError:
+        os.close(fd)
+        raise
+    return FileBacking(fd, writable=True)

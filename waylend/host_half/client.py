@@ -152,47 +152,62 @@ class GuestClient:
         else:
             self._wanted.append(LeaseWanted(self.connection, object_id, page_count))
             if len(self._wanted) == 1:
-                self._lend_all(_PATIENCE_S)
+                self._lend_next()
 
-    def _lend_all(self, patience_s: float) -> None:
-        """What is wanted, in turn; the first waits ``patience_s`` at the most."""
+    def _lend_next(self, patience_s: float = _PATIENCE_S) -> None:
+        """What is wanted, one after the other. For the first, memory is waited for so long."""
         while self._wanted:
             wanted = self._wanted[0]
             if not wanted.given_back:
                 try:
-                    self._lend(wanted)
-                except (NoSpace, QuotaExceeded, LimitExceeded) as error:
-                    if patience_s > 0 and self._may_wait(error):
-                        again = functools.partial(self._lend_all, patience_s - _RETRY_S)
-                        self.connection.channel.loop.call_later(_RETRY_S, again)
-                        return
+                    self.shares.lease(self, wanted.page_count)
+                except LimitExceeded as error:
                     self._refuse(wanted, error)
-                except (LendingError, OSError) as error:
-                    self._refuse(wanted, error)
-            if self._wanted:
-                self._wanted.popleft()
+                else:
+                    self.aperture.lend(wanted.page_count, functools.partial(self._lent, wanted, patience_s))
+                    return
+            self._wanted.popleft()
             patience_s = _PATIENCE_S
 
-    def _refuse(self, wanted: LeaseWanted, error: Exception) -> None:
-        logger.info("a guest asked for %d pages: %s", wanted.page_count, error)
-        wanted.refuse(f"{error}")
+    def _lent(self, wanted: LeaseWanted, patience_s: float, lent: Lease | Exception) -> None:
+        """What became of the first that is wanted."""
+        if not self._wanted:  # the connection is over
+            if isinstance(lent, Lease):
+                self.aperture.give_back(lent)
+            return
+        if isinstance(lent, Lease):
+            self._grant(wanted, lent)
+        elif isinstance(lent, NoSpace | QuotaExceeded) and patience_s > 0 and self._may_wait(lent):
+            again = functools.partial(self._lend_next, patience_s - _RETRY_S)
+            self.connection.channel.loop.call_later(_RETRY_S, again)
+            return
+        else:
+            self._refuse(wanted, lent)
+        self._wanted.popleft()
+        self._lend_next()
 
-    def _may_wait(self, error: Exception) -> bool:
-        """Whether others' memory may come free soon; ends the one who has most where that isn't this client."""
-        if isinstance(error, LimitExceeded):
-            return False
+    def _grant(self, wanted: LeaseWanted, lease: Lease) -> None:
+        if wanted.given_back:
+            self.aperture.give_back(lease)
+            return
+        self._given[lease.lease_id] = LeaseGiven(self.connection, wanted.object_id, lease, self._look_over)
+        self._emit(LeaseLent(self.session_id, lease.lease_id, lease.name, lease.size_bytes))
+
+    def _refuse(self, wanted: LeaseWanted, error: Exception) -> None:
+        if not wanted.given_back:
+            logger.info("a guest asked for %d pages: %s", wanted.page_count, error)
+            wanted.refuse(f"{error}")
+
+    def _may_wait(self, error: LendingError) -> bool:
+        """Whether memory may come free soon; ends the one who has most where nothing is on its way and that isn't this client."""
+        if self.aperture.make_room():
+            return True
         why = LimitExceeded(DISPLAY_ID, ProtocolError.NO_MEMORY, f"wl_display#1: {error} (limit aperture_bytes)")
         try:
             self.shares.make_room(self, lambda holder: holder.page_count, why)
         except LimitExceeded:
             return self.aperture.closing_count > 0
         return True
-
-    def _lend(self, wanted: LeaseWanted) -> None:
-        self.shares.lease(self, wanted.page_count)
-        lease = self.aperture.lend(wanted.page_count)
-        self._given[lease.lease_id] = LeaseGiven(self.connection, wanted.object_id, lease, self._look_over)
-        self._emit(LeaseLent(self.session_id, lease.lease_id, lease.name, lease.size_bytes))
 
     def _look_over(self, given: LeaseGiven) -> None:
         if given.given_back and not given.buffer_count:

@@ -68,7 +68,7 @@ class HostHalf:
         self._domain = domain
         self._token = token
         self._silence_s = silence_s
-        self._aperture = LentAperture(domain)
+        self._aperture = LentAperture(loop, domain)
         self._unwatch = domain.events.watch(self._on_lending, faults=False)
         #: Those whose connection isn't over.
         self.clients: set[GuestClient] = set()

@@ -33,6 +33,7 @@ class LeaseRecycler:
         self._changed = threading.Condition()
         self._leases: deque[tuple[float, Lease]] = deque()  # each with when it was given back, the oldest first
         self._bytes = 0
+        self._ending: deque[Lease] = deque()  # they are over, and the first may just be ending
         self._kept_s = _KEPT_S
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="retirer", daemon=True)
@@ -65,14 +66,13 @@ class LeaseRecycler:
         return None
 
     def end_all(self) -> bool:
-        """Makes room: ends them now. Returns whether there were any."""
+        """Makes room: all end now, on the thread. Returns whether any is on its way out."""
         with self._changed:
-            leases = [lease for _, lease in self._leases]
+            self._ending += [lease for _, lease in self._leases]
             self._leases.clear()
             self._bytes = 0
-        for lease in leases:
-            self._end(lease)
-        return bool(leases)
+            self._changed.notify()
+            return bool(self._ending)
 
     def _end(self, lease: Lease) -> None:
         try:
@@ -85,18 +85,27 @@ class LeaseRecycler:
             with self._changed:
                 if self._closing:
                     return
-                if not self._leases:
-                    self._changed.wait()
-                    continue
-                since, lease = self._leases[0]
-                due = since + (_LINGER_S if self._bytes > _MAX_KEPT_BYTES else self._kept_s)
-                left_s = due - time.monotonic()
-                if left_s > 0:
+                left_s = self._look()
+                if not self._ending:
                     self._changed.wait(left_s)
                     continue
-                self._leases.popleft()
-                self._bytes -= lease.size_bytes
+                lease = self._ending[0]
             self._end(lease)
+            with self._changed:
+                self._ending.popleft()
+
+    def _look(self) -> float | None:
+        """Has end what is due; returns how long it is to the next, in seconds."""
+        while self._leases:
+            since, lease = self._leases[0]
+            due = since + (_LINGER_S if self._bytes > _MAX_KEPT_BYTES else self._kept_s)
+            left_s = due - time.monotonic()
+            if left_s > 0:
+                return left_s
+            self._leases.popleft()
+            self._bytes -= lease.size_bytes
+            self._ending.append(lease)
+        return None
 
     def close(self) -> None:
         """Ends the thread. The leases end with their domain."""
