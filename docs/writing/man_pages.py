@@ -160,7 +160,7 @@ def _synopsis(context: click.Context) -> Iterator[str]:
 
 
 def _spelling(option: click.Option) -> str:
-    names = ", ".join(sorted(option.opts, key=len))
+    names = ", ".join([*sorted(option.opts, key=len), *option.secondary_opts])
     if option.is_flag or option.count:
         return names
     kind = option.type
@@ -175,8 +175,10 @@ def _spelling(option: click.Option) -> str:
 
 def _meaning(option: click.Option) -> str:
     told = option.help or ""
-    if option.show_default is True and isinstance(option.default, (str, int, float)) and not option.is_flag:
-        told += f" The default is {option.default}."
+    if option.show_default is True and isinstance(option.default, (str, int, float)):
+        # Of two words for one thing, the one that it is.
+        default = (option.opts if option.default else option.secondary_opts)[-1] if option.is_flag else option.default
+        told += f" The default is {default}."
     return told.replace("[default: ", "[By default: ") + (" May be repeated." if option.multiple else "")
 
 

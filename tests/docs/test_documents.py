@@ -125,7 +125,7 @@ def test_commands_and_options_that_it_shows_exist(document: Path) -> None:
     for words in commands_in(document):
         command: click.Command = program
         context = click.Context(command, **command.context_settings)
-        options = {name for option in command.get_params(context) for name in option.opts}
+        options = {name for option in command.get_params(context) for name in (*option.opts, *option.secondary_opts)}
         for word in words:
             name = word.partition("=")[0].strip(",.;:")
             if word.startswith("--"):
@@ -134,7 +134,9 @@ def test_commands_and_options_that_it_shows_exist(document: Path) -> None:
                 child = command.get_command(context, name)
                 assert child is not None, f"{document.name}: there is no command {name}"
                 command, context = child, click.Context(child, parent=context, **child.context_settings)
-                options |= {each for option in command.get_params(context) for each in option.opts}
+                options |= {
+                    each for option in command.get_params(context) for each in (*option.opts, *option.secondary_opts)
+                }
 
 
 # Embedding
