@@ -8,8 +8,10 @@ xen_lending.py --many    then lends a thousand leases to each of a thousand doma
 from __future__ import annotations
 
 import argparse
+import contextlib
 import threading
 import time
+from collections.abc import Callable
 
 from waylend import (
     PAGE_SIZE,
@@ -70,36 +72,12 @@ def story() -> None:
     print(f"    the guest reads {vcpu.read(address + PAGE_SIZE, 8)!r}")
 
     say("The guest is hostile: it points a hypercall into lent memory, grants it, gives it to a device.")
-    gfn = lender.first_gfn + lease.gfns.start
-    for what, call in (
-        ("hypercall", lambda: hypervisor.copy_from_guest(guest.domain_id, address, 4)),
-        ("grant", lambda: hypervisor.grant(guest.domain_id, gfn, 0)),
-        ("device", lambda: hypervisor.map_in_iommu(guest.domain_id, gfn)),
-        ("migration", lambda: hypervisor.save(guest.domain_id)),
-    ):
-        try:
-            call()
-        except HypercallError as error:
-            print(f"    {what}: {error}")
+    hand_on(hypervisor, guest.domain_id, address)
 
     say("It spins on a page without a pause, and the host takes the lease back all the same.")
-    spinner = guest.add_vcpu()
-
-    def spin() -> None:
-        while not spinner.killed:
-            try:
-                spinner.read(address, 1)
-            except GuestFault:
-                return
-
-    spinning = threading.Thread(target=spin)
     silence()
-    spinning.start()
-    began = time.perf_counter()
-    lender.revoke(lease)
-    print(f"    revoked in {(time.perf_counter() - began) * 1e6:.0f} us")
-    spinner.kill()
-    spinning.join()
+    spinner = guest.add_vcpu()
+    revoke_under(lambda: spinner.read(address, 1), lambda: lender.revoke(lease))
     lender.events.watch(tell)
 
     say("Somebody pulls the card out: the buffer's content is gone. The lease says that the guest gets a fault then.")
@@ -113,6 +91,39 @@ def story() -> None:
     lender.end(lease)
     lender.close()
     card.close()
+
+
+def hand_on(hypervisor: Hypervisor, domain_id: int, address: int) -> None:
+    """What a guest might do with memory that isn't its own."""
+    gfn = address // PAGE_SIZE
+    for what, call in (
+        ("hypercall", lambda: hypervisor.copy_from_guest(domain_id, address, 4)),
+        ("grant", lambda: hypervisor.grant(domain_id, gfn, 0)),
+        ("device", lambda: hypervisor.map_in_iommu(domain_id, gfn)),
+        ("migration", lambda: hypervisor.save(domain_id)),
+    ):
+        try:
+            call()
+        except HypercallError as error:
+            print(f"    {what}: {error}")
+
+
+def revoke_under(touch: Callable[[], object], revoke: Callable[[], object]) -> None:
+    """Takes pages while somebody touches them without end."""
+    stopping = threading.Event()
+
+    def spin() -> None:
+        with contextlib.suppress(GuestFault):
+            while not stopping.is_set():
+                touch()
+
+    spinning = threading.Thread(target=spin)
+    spinning.start()
+    began = time.perf_counter()
+    revoke()
+    print(f"    revoked in {(time.perf_counter() - began) * 1e6:.0f} us")
+    stopping.set()
+    spinning.join()
 
 
 def many(domain_count: int = 1000, lease_count: int = 1000) -> None:

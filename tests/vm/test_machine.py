@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
+import anyio
 import pytest
 
-from waylend.errors import Unavailable, UsageError
+from waylend.errors import Unavailable, UsageError, WaylendError
 from waylend.service.environment import CLEAN
 from waylend.vm import machine
 
@@ -99,3 +101,25 @@ def test_a_network_needs_a_program_more(monkeypatch: pytest.MonkeyPatch, tmp_pat
     machine.check_programs()
     with pytest.raises(Unavailable, match=r"a VM with a network needs ip\b.*iproute2"):
         machine.check_programs(network=True)
+
+
+@pytest.mark.parametrize(("give_up", "outcome"), [(True, None), (False, "ended before its app did")])
+def test_a_qemu_that_dies_at_once_is_no_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, give_up: bool, outcome: str | None
+) -> None:
+    """Where there is something else to try, that is what is done: KVM may be there, and not run this kernel."""
+    (tmp_path / "vng").write_text("#!/bin/sh\nexit 134\n")
+    (tmp_path / "vng").chmod(0o755)
+    monkeypatch.setattr(machine, "_path", lambda: f"{tmp_path}:{os.environ['PATH']}")
+
+    async def boot() -> int | None:
+        with anyio.open_signal_receiver(signal.SIGUSR1) as signals:
+            return await machine._boot(
+                "kernel", "kvm", machine.Machine(), [], tmp_path, anyio.Event(), signals, print, give_up=give_up
+            )
+
+    if outcome is None:
+        assert anyio.run(boot) is None
+    else:
+        with pytest.raises(WaylendError, match=outcome):
+            anyio.run(boot)

@@ -6,6 +6,7 @@ writes is forgotten. Nothing that the guest says here is trusted: its serial lin
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -38,6 +39,7 @@ _MODULES = Path("/lib/modules")
 _QEMU = "qemu-system-x86_64"
 #: A kernel that runs at all prints its first line in less than a second; one that a hypervisor can't run never does.
 _SIGN_OF_LIFE_S = 8.0
+_NO_LIFE = "no life"
 _GRACE_S = 5.0
 _CONSOLE_BYTES = 64 * 1024
 #: Runs the command; ends its process group when whoever holds the other end of pipe $1 has gone, however it went.
@@ -130,6 +132,20 @@ class _Console:
     status: int | None = None
     error: str = ""
     _line: bytearray = field(default_factory=bytearray)
+
+    async def read(self, listener: anyio.abc.SocketListener) -> None:
+        """All that QEMU writes there, which connects once."""
+        stream = await listener.accept()
+        async with stream:
+            async for octets in stream:
+                self.feed(octets)
+
+    async def no_life(self) -> str | None:
+        """Waits for a sign of it; _NO_LIFE where none comes."""
+        with anyio.move_on_after(_SIGN_OF_LIFE_S):
+            await self.alive.wait()
+            return None
+        return _NO_LIFE
 
     def feed(self, octets: bytes) -> None:
         if octets:
@@ -255,48 +271,30 @@ async def _boot(
         _started(argv, stdin=stdin, env=environment) as process,
         anyio.create_task_group() as tasks,
     ):
-        started_at = anyio.current_time()
 
-        async def read_console() -> None:
-            stream = await listener.accept()
-            async with stream:
-                async for octets in stream:
-                    console.feed(octets)
+        async def stop_when(happens: Callable[[], Any]) -> None:
+            reason = await happens()
+            if reason is not None:
+                why.append(reason)
+                _signal_group(process, signal.SIGTERM)
 
-        async def stop_when(happens: Callable[[], Any], reason: str | None = None) -> None:
-            told = await happens()
-            why.append(told if reason is None else reason)
-            _signal_group(process, signal.SIGTERM)
+        async def goes() -> str:
+            await compositor_gone.wait()
+            return "the compositor has gone"
 
-        async def next_signal() -> int:
-            async for number in signals:
-                return 128 + int(number)
-            raise AssertionError("signals end with us")
-
-        async def say_ready() -> None:
-            await console.ready.wait()
-            say(f"up after {anyio.current_time() - started_at:.0f} s")
-
-        async def no_life() -> None:
-            with anyio.move_on_after(_SIGN_OF_LIFE_S):
-                await console.alive.wait()
-                return
-            why.append("no life")
-            _signal_group(process, signal.SIGTERM)
-
-        tasks.start_soon(read_console)
-        tasks.start_soon(stop_when, next_signal)
-        tasks.start_soon(stop_when, compositor_gone.wait, "the compositor has gone")
-        tasks.start_soon(say_ready)
+        tasks.start_soon(console.read, listener)
+        tasks.start_soon(stop_when, functools.partial(_next_signal, signals))
+        tasks.start_soon(stop_when, goes)
+        tasks.start_soon(_say_ready, console, say)
         if give_up:
-            tasks.start_soon(no_life)
+            tasks.start_soon(stop_when, console.no_life)
         async with anyio.create_task_group() as pumps:
             pumps.start_soon(_pump, process.stdout, sys.stdout.buffer)
             pumps.start_soon(_pump, process.stderr, sys.stderr.buffer, why)
         await process.wait()
         tasks.cancel_scope.cancel()
-    if "no life" in why and not console.alive.is_set():
-        return None
+    if give_up and not console.alive.is_set() and (not why or _NO_LIFE in why):
+        return None  # nobody ended it but QEMU itself, or we for want of a sign of life
     if why and isinstance(why[0], int):
         return why[0]
     if console.status is not None:
@@ -305,6 +303,19 @@ async def _boot(
         console.error
         or (f"{why[0]}" if why else f"the VM ended before its app did; its console's end:\n{console.last_lines()}")
     )
+
+
+async def _next_signal(signals: Any) -> int:
+    """The exit status for it."""
+    async for number in signals:
+        return 128 + int(number)
+    raise AssertionError("signals end with us")
+
+
+async def _say_ready(console: _Console, say: Callable[[str], None]) -> None:
+    started_at = anyio.current_time()
+    await console.ready.wait()
+    say(f"up after {anyio.current_time() - started_at:.0f} s")
 
 
 def _is_for_the_app(stdin: Any) -> bool:
