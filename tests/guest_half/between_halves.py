@@ -72,6 +72,10 @@ class GuestSide:
         end = self.half.end
         return set() if end is None else set(self.in_loop(lambda: set(end.channel.objects)))
 
+    def knows(self, object_id: int) -> bool:
+        """Whether a client has made that object."""
+        return self.in_loop(lambda: any(object_id in one.objects.kinds for one in self.half.relay.sessions.values()))
+
     def close(self) -> None:
         for peer in self._peers:
             peer.close()
@@ -135,10 +139,10 @@ class BothHalves(GuestSide):
 class HostByHand(GuestByHand):
     """A host half that says what it is told to say; it has greeted the guest half."""
 
-    def __init__(self, sock: socket.socket, *, page_count: int = APERTURE_PAGES, version: int = 1) -> None:
+    def __init__(self, sock: socket.socket, *, page_count: int, version: int, features: int) -> None:
         super().__init__(sock)
         _version, _features, nonce, _token = self.expect("waylend_channel_v1.hello")
-        self.tell("waylend_channel_v1.hello", CHANNEL_ID, nonce, version, 0, page_count)
+        self.tell("waylend_channel_v1.hello", CHANNEL_ID, nonce, version, features, page_count)
 
     def tell(self, name: str, object_id: int, *args: object) -> None:
         interface, event = name.split(".")
@@ -168,10 +172,10 @@ class HandPlayed(GuestSide):
         self._hosts: list[HostByHand] = []
         super().__init__(folder)
 
-    def host(self, *, page_count: int = APERTURE_PAGES, version: int = 1) -> HostByHand:
+    def host(self, *, page_count: int = APERTURE_PAGES, version: int = 1, features: int = 0) -> HostByHand:
         """The next one that is found."""
         sock, _ = self._listening.accept()
-        host = HostByHand(sock, page_count=page_count, version=version)
+        host = HostByHand(sock, page_count=page_count, version=version, features=features)
         self._hosts.append(host)
         return host
 

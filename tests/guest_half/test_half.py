@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from tests.guest_half.between_halves import (
 from tests.processes import wait_until
 from tests.relay.between import REGISTRY, Peer, open_fds, spec_of
 from waylend import linux
+from waylend.channel.clocks import FEATURE, Timespec
 from waylend.channel.messages import CHANNEL_ID
 from waylend.wire.codec import encode
 
@@ -59,6 +61,10 @@ def pool_fd() -> Iterator[int]:
 
 def event(name: str, object_id: int, *args: object) -> bytes:
     return encode(spec_of(name), object_id, args)[0]
+
+
+def hosts_ns() -> int:
+    return time.monotonic_ns() + 1_000_000 * 10**9
 
 
 class TestWithTheRealHostHalf:
@@ -143,6 +149,28 @@ class TestHostHalvesThatComeAndGo:
         played.host().expect("waylend_channel_v1.connect")
         assert not played.in_loop(lambda: len(played.half.relay.waiting))
         later.sock.close()
+
+    def test_its_times_are_told_as_the_guests(self, played: HandPlayed) -> None:
+        """The host's CLOCK_MONOTONIC began 1,000,000 s before the guest's."""
+        host, client = played.host(features=FEATURE), played.client()
+        assert host.expect("waylend_channel_v1.get_clock") == [time.CLOCK_MONOTONIC]
+        host.tell("waylend_channel_v1.clock", CHANNEL_ID, time.CLOCK_MONOTONIC, *Timespec.of(hosts_ns()))
+        host.expect("waylend_channel_v1.connect")
+        host.expect("waylend_connection_v1.bytes")  # get_registry
+        for name, interface in ((1, b"wl_compositor"), (2, b"wp_presentation")):
+            seen = event("wl_registry.global", REGISTRY, name, interface, 1)
+            host.tell("waylend_connection_v1.bytes", FIRST_CONNECTION, seen)
+            client.receive("wl_registry.global")
+            client.send("wl_registry.bind", REGISTRY, name, interface, 1, 2 + name)
+        client.send("wl_compositor.create_surface", 3, 5)
+        client.send("wp_presentation.feedback", 4, 5, 6)
+        wait_until(lambda: played.knows(6), "the feedback to be known", 5.0)
+        presented = event("wp_presentation_feedback.presented", 6, *Timespec.of(hosts_ns()), 0, 0, 0, 0)
+        host.tell("waylend_connection_v1.bytes", FIRST_CONNECTION, presented)
+        _, (hi, lo, nanoseconds, *_rest) = client.receive("wp_presentation_feedback.presented")
+        assert isinstance(hi, int) and isinstance(lo, int) and isinstance(nanoseconds, int)
+        at_s = Timespec(hi, lo, nanoseconds).nanoseconds / 1e9
+        assert at_s == pytest.approx(time.monotonic(), abs=10.0)
 
     def test_a_client_that_it_ends_is_told_and_forgotten(self, played: HandPlayed) -> None:
         host, client = played.host(), played.client()

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from waylend.channel import clocks
 from waylend.channel.attachments import Attachments
 from waylend.channel.connection import ChannelConnection
 from waylend.channel.link import EventLoop, Link
@@ -103,13 +104,13 @@ class HostEnd(_End):
             raise ChannelError("the guest half did not say hello: that is not waylend's channel")
         super().handle(opcode, body)
 
-    def on_hello(self, version: int, _features: int, nonce: int, token: bytes) -> None:
+    def on_hello(self, version: int, features: int, nonce: int, token: bytes) -> None:
         if not hmac.compare_digest(token, self._token):
             raise ChannelError("the guest half gave a wrong token")
         if self.channel.greeted:
             self._begin_anew(nonce)
         self._nonce = nonce
-        self.tell("hello", nonce, min(version, VERSION), 0, self._page_count)
+        self.tell("hello", nonce, min(version, VERSION), features & clocks.FEATURE, self._page_count)
         if not version:
             raise ChannelError(f"the guest half speaks no version of the channel; this half speaks {VERSION}")
         self.channel.greeted = True
@@ -128,6 +129,11 @@ class HostEnd(_End):
         logger.warning("the guest half began anew")
         self.end_all()
         self.channel.forget_all()
+
+    def on_get_clock(self, clock_id: int) -> None:
+        if clock_id not in clocks.CLOCK_IDS:
+            raise ChannelError(f"there is no clock {clock_id} that a compositor could tell the time of")
+        self.tell("clock", clock_id, *clocks.Timespec.of(clocks.now_ns(clock_id)))
 
     def on_connect(self, object_id: int) -> None:
         self.channel.check_new_id(object_id)
@@ -165,13 +171,17 @@ class GuestEnd(_End):
         self._on_file_ended = on_file_ended
         self._on_over = on_over
         self.ready = False
+        #: How far the host's clocks are ahead, of each that was asked for.
+        self.clocks: dict[int, clocks.ClockDifference] = {}
+        self._asked_clocks: dict[int, int] = {}  # when, by our own
+        self._tells_clocks = False
         self._error = ""
         super().__init__(Link(loop, fd, is_host=False, on_end=self._over, silence_s=silence_s))
         self._nonce = secrets.randbits(32)
         if is_port:
             self.channel.sync_to = _HELLO_BEGINS.pack(CHANNEL_ID, _HELLO_BYTES << 16, self._nonce)
             self.channel.send(self.outbox, PADDING)
-        self.tell("hello", VERSION, 0, self._nonce, token.encode())
+        self.tell("hello", VERSION, clocks.FEATURE, self._nonce, token.encode())
         self._deadline = loop.call_later(deadline_s, lambda: self._check_answer(deadline_s))
 
     def _check_answer(self, deadline_s: float) -> None:
@@ -183,14 +193,39 @@ class GuestEnd(_End):
             raise ChannelError("the host half did not answer hello: that is not waylend's channel")
         super().handle(opcode, body)
 
-    def on_hello(self, nonce: int, version: int, _features: int, page_count: int) -> None:
+    def on_hello(self, nonce: int, version: int, features: int, page_count: int) -> None:
         if self.ready or nonce != self._nonce:
             raise ChannelError("the host half answered a hello that nobody said")
         if version != VERSION:
             raise ChannelError(f"the host half speaks version {version} of the channel, this half speaks {VERSION}")
         self.ready = self.channel.greeted = True
         self._deadline.cancel()
+        self._tells_clocks = bool(features & clocks.FEATURE)
+        self.want_clock(time.CLOCK_MONOTONIC)
         self._on_ready(page_count)
+
+    def beat(self, elapsed_s: float) -> None:
+        super().beat(elapsed_s)
+        for clock_id in self.clocks:
+            self._ask_clock(clock_id)
+
+    def want_clock(self, clock_id: int) -> None:
+        """From now on its difference is asked for, and known in a moment."""
+        if clock_id in clocks.CLOCK_IDS and clock_id not in self.clocks:
+            self.clocks[clock_id] = clocks.ClockDifference()
+            self._ask_clock(clock_id)
+
+    def _ask_clock(self, clock_id: int) -> None:
+        if self._tells_clocks and clock_id not in self._asked_clocks:
+            self._asked_clocks[clock_id] = clocks.now_ns(clock_id)
+            self.tell("get_clock", clock_id)
+
+    def on_clock(self, clock_id: int, tv_sec_hi: int, tv_sec_lo: int, tv_nsec: int) -> None:
+        asked_ns = self._asked_clocks.pop(clock_id, None)
+        if asked_ns is None:
+            raise ChannelError(f"the host half told clock {clock_id}, which nobody asked for")
+        theirs_ns = clocks.Timespec(tv_sec_hi, tv_sec_lo, tv_nsec).nanoseconds
+        self.clocks[clock_id].add(asked_ns, theirs_ns, clocks.now_ns(clock_id))
 
     def on_error(self, message: bytes) -> None:
         self._error = f"the host half ended the channel: {message.decode(errors='replace')}"

@@ -18,6 +18,7 @@ from waylend.guest_half.bar import Bar
 from waylend.guest_half.buffers import Buffers
 from waylend.guest_half.capture import Captures
 from waylend.guest_half.client import ClientAperture
+from waylend.guest_half.clocks import Clocks
 from waylend.guest_half.commits import Commits
 from waylend.guest_half.files import SealedCopies
 from waylend.guest_half.pools import Pools
@@ -81,15 +82,17 @@ class GuestHalf:
             assert isinstance(session.compositor, ChannelConnection)
             aperture = session.compositor.attachments
             assert isinstance(aperture, ClientAperture)
+            assert self.end is not None
             buffers = Buffers(session, aperture)
             return (
                 Registry(session, global_filter),
                 Pools(session, buffers),
                 Commits(session, buffers),
                 Captures(session, buffers),
+                Clocks(session, self.end),
             )
 
-        return (Registry, Pools, Commits, Captures), make
+        return (Registry, Pools, Commits, Captures, Clocks), make
 
     # The host half
 
