@@ -72,7 +72,7 @@ class Limits:
     buffered_bytes: int = 1 << 20
     clients: int = 256
     objects_per_client: int = 1 << 16
-    aperture_bytes: int = 256 << 20
+    aperture_bytes: int = 2 << 30
     leases: int = 1024
     leases_per_client: int = 256
     lent_bytes_per_client: int = 1 << 30

@@ -88,8 +88,8 @@ class GuestSide:
 class BothHalves(GuestSide):
     """``hosting`` is the real host half."""
 
-    def __init__(self, folder: Path) -> None:
-        self.hosting = Hosting(Policy(limits=Limits(aperture_bytes=APERTURE_PAGES * PAGE_SIZE)))
+    def __init__(self, folder: Path, policy: Policy | None = None) -> None:
+        self.hosting = Hosting(policy or Policy(limits=Limits(aperture_bytes=APERTURE_PAGES * PAGE_SIZE)))
         (folder / "bar").symlink_to(self.hosting.domain.bar_path)
         self._listening = socket.socket(socket.AF_UNIX)
         self._listening.bind(str(folder / "channel"))
@@ -124,6 +124,23 @@ class BothHalves(GuestSide):
         compositor.receive("wl_surface.commit")
         assert isinstance(offset, int)
         return offset
+
+    def shows_large(self, client: Peer, compositor: Peer, width: int, height: int, buffer_count: int) -> None:
+        """The client shows that many large buffers, one after the other, each in a pool of its own."""
+        client.send("wl_compositor.create_surface", COMPOSITOR, SURFACE)
+        compositor.receive("wl_compositor.create_surface")
+        size_bytes = width * height * 4
+        for number in range(buffer_count):
+            pool, buffer = 100 + 2 * number, 101 + 2 * number
+            fd = os.memfd_create("large", os.MFD_CLOEXEC)
+            os.ftruncate(fd, size_bytes)
+            client.send("wl_shm.create_pool", SHM, pool, fd, size_bytes, fds=(fd,))
+            os.close(fd)
+            client.send("wl_shm_pool.create_buffer", pool, buffer, 0, width, height, width * 4, 0)
+            client.send("wl_surface.attach", SURFACE, buffer, 0, 0)
+            client.send("wl_surface.commit", SURFACE)
+            for name in ("wl_shm.create_pool", "wl_shm_pool.create_buffer", "wl_surface.attach", "wl_surface.commit"):
+                compositor.receive(name)
 
     def lent(self, offset: int, size_bytes: int = SIZE_BYTES) -> bytes:
         """What the compositor sees there."""

@@ -28,6 +28,7 @@ from tests.relay.between import REGISTRY, Peer, open_fds, spec_of
 from waylend import linux
 from waylend.channel.clocks import FEATURE, Timespec
 from waylend.channel.messages import CHANNEL_ID
+from waylend.policy import Policy
 from waylend.wire.codec import encode
 
 FIRST_CONNECTION = 2
@@ -128,6 +129,15 @@ class TestWithTheRealHostHalf:
         assert bad.is_at_end()
         assert its.is_at_end()
         halves.shows(good, compositor, pool_fd)
+
+
+def test_four_4k_windows_with_three_buffers_each_have_room_by_default(tmp_path: Path) -> None:
+    halves = BothHalves(tmp_path, Policy())
+    try:
+        for _ in range(4):
+            halves.shows_large(*halves.begin(), 3840, 2160, buffer_count=3)
+    finally:
+        halves.close()
 
 
 class TestHostHalvesThatComeAndGo:

@@ -344,3 +344,16 @@ def test_a_guest_that_copies_no_keymap_gets_no_more_of_them() -> None:
         lives(client, compositor)
     finally:
         roomy.close()
+
+
+def test_nothing_is_lent_beyond_what_a_pool_can_have() -> None:
+    """The last page of 2 GiB: a pool's size is an int32."""
+    largest = Hosting(Policy(limits=Limits(lent_bytes_per_client=1 << 32)))
+    try:
+        guest = largest.guest()
+        connected(largest, guest)
+        guest.tell("waylend_connection_v1.lease", CONNECTION, 50, (2 << 30) // PAGE_SIZE)
+        assert b"beyond what a wl_shm pool can have" in guest.expect("waylend_lease_v1.refused")[0]  # type: ignore[operator]
+        granted(guest, 51, (2 << 30) // PAGE_SIZE - 1)
+    finally:
+        largest.close()

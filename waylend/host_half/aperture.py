@@ -10,10 +10,11 @@ from concurrent.futures import Future
 
 from waylend.backing.file import FileBacking
 from waylend.domain.process.caller import ProcessDomain
+from waylend.errors import NoSpace
 from waylend.host_half.closing import ClosingThread
 from waylend.host_half.recycler import LeaseRecycler
 from waylend.lending.lease import Lease, LossPolicy, Protection
-from waylend.lending.pages import PAGE_SIZE
+from waylend.lending.pages import PAGE_SHIFT, PAGE_SIZE
 from waylend.relay.interpose.lent_files import FileLender
 from waylend.relay.loop import Loop
 
@@ -73,9 +74,16 @@ class LentAperture:
             error = lent.exception()
             if error is not None and not isinstance(error, Exception):
                 raise error
-            self._loop.call(functools.partial(done, lent.result() if error is None else error))
+            self._loop.call(functools.partial(done, self._within_pools(lent.result()) if error is None else error))
 
         lent.add_done_callback(answered)
+
+    def _within_pools(self, lease: Lease) -> Lease | NoSpace:
+        """The last page of 2 GiB is none that a buffer could be in."""
+        if lease.gfns.end << PAGE_SHIFT <= self.pool_bytes:
+            return lease
+        self._recycler.end(lease)
+        return NoSpace("what is left of the aperture is beyond what a wl_shm pool can have")
 
     def give_back(self, lease: Lease) -> None:
         """A lease of ``lend`` is over, for the client that had it."""

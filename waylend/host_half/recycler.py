@@ -45,6 +45,12 @@ class LeaseRecycler:
             self._bytes += lease.size_bytes
             self._changed.notify()
 
+    def end(self, lease: Lease) -> None:
+        """That one is of use to nobody."""
+        with self._changed:
+            self._ending.append(lease)
+            self._changed.notify()
+
     def keep(self, kept: bool) -> None:
         """Without a guest half nobody will ask for them."""
         with self._changed:
