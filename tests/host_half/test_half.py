@@ -27,6 +27,7 @@ from tests.host_half.playing import (
 )
 from tests.processes import wait_until
 from tests.relay.between import begin, open_fds
+from waylend.channel.clocks import FEATURE
 from waylend.channel.messages import CHANNEL_ID
 from waylend.host_half import closing
 from waylend.lending.pages import PAGE_SIZE, PageRange
@@ -409,7 +410,7 @@ def test_a_version_that_is_newer_is_answered_with_ours(hosting: Hosting) -> None
     guest = hosting.guest(greets=False)
     guest.tell("waylend_channel_v1.hello", CHANNEL_ID, 7, 0xFFFFFFFF, 1234, b"")
     nonce, version, features, page_count = guest.expect("waylend_channel_v1.hello")
-    assert (nonce, version, features, page_count) == (1234, 1, 0, (1 << 24) // PAGE_SIZE)
+    assert (nonce, version, features, page_count) == (1234, 1, FEATURE, (1 << 24) // PAGE_SIZE)
 
 
 def test_a_version_that_is_none_is_answered_with_ours_and_hung_up_on(hosting: Hosting) -> None:
