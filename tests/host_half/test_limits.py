@@ -352,8 +352,8 @@ def test_nothing_is_lent_beyond_what_a_pool_can_have() -> None:
     try:
         guest = largest.guest()
         connected(largest, guest)
-        guest.tell("waylend_connection_v1.lease", CONNECTION, 50, (2 << 30) // PAGE_SIZE)
+        granted(guest, 50, (2 << 30) // PAGE_SIZE - 1)
+        guest.tell("waylend_connection_v1.lease", CONNECTION, 51, 1)
         assert b"beyond what a wl_shm pool can have" in guest.expect("waylend_lease_v1.refused")[0]  # type: ignore[operator]
-        granted(guest, 51, (2 << 30) // PAGE_SIZE - 1)
     finally:
         largest.close()
