@@ -36,6 +36,8 @@ class Hosting:
         self.loop = Loop()
         self.events: queue.Queue[RelayEvent] = queue.Queue()
         self.compositors: queue.Queue[Peer] = queue.Queue()
+        #: The compositor is away.
+        self.away = False
         self._peers: list[Peer] = []
         self._guests: list[GuestByHand] = []
         self.half = HostHalf(
@@ -50,6 +52,8 @@ class Hosting:
         self._thread.start()
 
     def _connect(self) -> socket.socket:
+        if self.away:
+            raise ConnectionRefusedError
         ours, its = socket.socketpair()
         peer = Peer(ours)
         self._peers.append(peer)

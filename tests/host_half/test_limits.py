@@ -85,6 +85,20 @@ def test_attachments_without_their_message_are_bounded(hosting: Hosting, between
     assert len(open_fds()) < before
 
 
+def test_who_waits_for_the_compositor_is_bounded_too(hosting: Hosting, caplog: pytest.LogCaptureFixture) -> None:
+    hosting.away = True
+    guest = hosting.guest()
+    guest.tell("waylend_channel_v1.connect", 1, CONNECTION)
+    guest.raw(request("waylend_connection_v1.attach_aperture", CONNECTION) * 31)
+    (reason,) = guest.expect("waylend_connection_v1.end")
+    assert b"limit fds_per_client = 30" in reason  # type: ignore[operator]
+    hosting.away = False
+    lives(*connected(hosting, guest, OTHER))
+    assert hosting.in_loop(lambda: len(hosting.half.relay.waiting)) == 0
+    assert sessions(hosting) == 1
+    assert "failed" not in caplog.text
+
+
 def test_many_more_than_one_message_carries_may_come_before_theirs() -> None:
     """A client whose socket is full flushes descriptors ahead of their messages (libwayland since 1.23)."""
     policy = Policy(limits=Limits(aperture_bytes=1 << 24))

@@ -249,6 +249,12 @@ class ChannelConnection(ChannelObject):
         attachments, self.attachments = self.attachments, NOBODY
         attachments.connection_over()
 
+    def abandon(self) -> None:
+        """Closes it for whoever has it, who finds that it has hung up."""
+        if self._handler is not None:
+            self._handler(_EPOLLHUP)
+        self.close()
+
     def _drop_inbox(self) -> None:
         for _, fds in self._inbox:
             _close_all(fds)

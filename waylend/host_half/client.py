@@ -92,7 +92,7 @@ class GuestClient:
             self.session.refuse(error)
         else:
             self.connection.end_reason = f"{error}"
-            self.connection.close()
+            self.connection.abandon()
 
     # What the interposers ask for
 
