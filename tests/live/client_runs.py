@@ -29,6 +29,24 @@ def repainted(sway: Sway, app: Process, mode: str) -> Box:
     return sway.wait_for_window(app).box
 
 
+def wait_until_drawn_again(
+    sway: Sway, app: Process, mode: str, expected: Picture, *, deadline_s: float = DEADLINE_S
+) -> None:
+    """After a loss: waits until the window, painted anew each time, is ``expected``, and then that it stays so.
+
+    What is painted before the guest half has drawn again is black, on a busy machine for a while.
+    """
+
+    def right() -> bool:
+        sway.command(f'[app_id="boxes-{mode}"] move absolute position 100 80')
+        box = repainted(sway, app, mode)
+        return sway.screenshot().part(box).difference(expected) == 0
+
+    app.wait_until(right, "the window to be drawn again", deadline_s)
+    box = sway.wait_for_window(app).box
+    sway.wait_for_same_picture(expected, f"boxes {mode} drawn again", box=box, app=app)
+
+
 def boxes_directly(sway: Sway, guest: Guest, mode: str) -> Picture:
     app, picture = boxes(sway, guest, mode, direct=True)
     app.end()

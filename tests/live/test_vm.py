@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.client_runs import boxes, boxes_directly, keymap_of, repainted
+from tests.live.client_runs import boxes, boxes_directly, keymap_of, wait_until_drawn_again
 from tests.live.compositors import OurShim, Sway, plain_environment
 from tests.live.guest import WAYLEND
 from tests.live.ordinary_user import BECOME, CHECKOUT, UID, as_ordinary_user, way_into_checkout
@@ -147,8 +147,7 @@ def test_a_storm_of_revocations_costs_no_pixel(sway: Sway, guest: VmGuest) -> No
 
     guest.ask("revoke", "--all")
     assert not any(guest.vm.blocks_of("waylend-buffer")), "what was drawn is in the host's memory still"
-    box = repainted(sway, app, "buffer")
-    sway.wait_for_same_picture(directly, "boxes in a VM after a storm", box=box, app=app, deadline_s=SLOW_S)
+    wait_until_drawn_again(sway, app, "buffer", directly, deadline_s=SLOW_S)
 
 
 def test_the_keymap_is_the_compositors_to_the_last_byte(sway: Sway, guest: VmGuest) -> None:
