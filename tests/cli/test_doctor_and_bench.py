@@ -14,7 +14,7 @@ def test_doctor_tries_each_mechanism_and_names_remedies() -> None:
     done = waylend("doctor", "--json")
     assert done.returncode == 0, done.stderr
     found = {finding["name"]: finding for finding in json.loads(done.stdout)}
-    assert set(found) == {"fuse", "memfd", "kvm", "drm", "compositor", "shim", "vm"}
+    assert set(found) == {"fuse", "memfd", "kvm", "drm", "compositor", "shim", "jail", "vm"}
     assert found["memfd"]["there"]
     assert not found["compositor"]["there"]
     assert found["compositor"]["what"] == "WAYLAND_DISPLAY is not set"

@@ -6,6 +6,7 @@ import glob
 import importlib
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -119,6 +120,8 @@ def _look(compositor: str | None) -> list[Finding]:
             remedy = f"{sys.executable} -m pip install 'pywayland<0.5' pillow"
             raise Unavailable(f"{error}", remedy) from error
         tell("headless compositor of our own")
+    with _finding("jail", "what serves guests gives up its rights once set up", "no jail of its own", found) as tell:
+        tell(*_jail())
     with _finding("vm", "a VM of this system can be started", "no VM of this system", found) as tell:
         _look_at_vm_tools(tell)
     return found
@@ -150,6 +153,21 @@ async def _compositor(compositor: str | None) -> str:
             return f"{path}, {len(link.globals)} globals{context}"
     except (OSError, CompositorError, UsageError) as error:
         raise Unavailable(f"{name}: {error}", "is the compositor running?") from error
+
+
+def _jail() -> tuple[str, str]:
+    """What holds here, and how to get the rest; tried in a process of its own. Raises Unavailable."""
+    program = (
+        "import json; from waylend.jail import profiles;"
+        "held = profiles.enter(profiles.relaying()); print(json.dumps([held.holds, held.missing]))"
+    )
+    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    environ = {**os.environ, "PYTHONPATH": home}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environ)
+    if done.returncode:
+        raise Unavailable(f"it can't be entered: {done.stderr.strip().splitlines()[-1]}")
+    holds, missing = json.loads(done.stdout)
+    return ", ".join(holds), "; ".join(missing)
 
 
 def _look_at_vm_tools(tell: Tell) -> None:

@@ -39,6 +39,7 @@ def go_to_jail(
     have a serving process started, now and later.
     """
     if no_jail:
+        starter.jails = False
         return
     uses = list(uses)
     if lends:

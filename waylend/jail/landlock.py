@@ -54,7 +54,9 @@ _TCP = 1 | 2  # bind, connect
 
 @dataclass(frozen=True)
 class Rule:
-    """``access`` to what is at and below ``where``: a path, or an open descriptor."""
+    """``access`` to what is at and below ``where``: a path, or a descriptor of a folder, which is asked nothing: it may be ours
+    to answer.
+    """
 
     where: str | int
     access: Access
@@ -100,11 +102,10 @@ class Ruleset:
         except OSError:
             return
         self._kept.append(fd)
-        self._add_fd(fd, rule.access)
+        is_folder = stat.S_ISDIR(os.fstat(fd).st_mode)
+        self._add_fd(fd, rule.access if is_folder else rule.access & _OF_A_FILE)
 
     def _add_fd(self, fd: int, access: Access) -> None:
-        if not stat.S_ISDIR(os.fstat(fd).st_mode):
-            access &= _OF_A_FILE
         access = Access(access & self._governed)
         if access:
             beneath = struct.pack("=Qi", access, fd)

@@ -91,12 +91,12 @@ class Profile:
     refused: Sequence[str | Where] = field(default=(*REFUSED, _FORKS))
 
 
-def serving(root_fd: int) -> Profile:
+def serving(root_fd: int, *, descriptors: int = 8192) -> Profile:
     """The process that serves faults of the mount whose root is ``root_fd``: it opens files of that mount alone."""
     calls: list[str | Where] = [*f"{_MEMORY} {_FILES} {_TIME} {_THREADS} {_ITSELF} {_SOCKETS}".split()]
-    calls += [*_ioctls(), _NEW_THREADS, "openat"]
+    calls += [*_ioctls(), _NEW_THREADS, "openat", "wait4", "waitid"]
     rules = (Rule(root_fd, READ | WRITE),)
-    return Profile("serving", rules, calls, 1 << 30, 8192, signals_within=True)
+    return Profile("serving", rules, calls, 1 << 30, descriptors, signals_within=True)
 
 
 def relaying(

@@ -25,6 +25,7 @@ from waylend.domain.fuse.domain import FuseDomain
 from waylend.domain.process import serving
 from waylend.domain.process.caller import ProcessDomain
 from waylend.errors import LeaseEnded, NoSpace, QuotaExceeded, RevokeTimeout, Unavailable
+from waylend.jail import seccomp
 from waylend.lending.lease import Lease, LeaseState, Protection
 from waylend.lending.pages import PAGE_SIZE
 
@@ -368,3 +369,16 @@ def test_an_observer_that_waits_for_the_domain_is_refused_not_a_deadlock(caplog:
         lease = domain.lend(FileBacking(file_backing_fd(1)))
         domain.revoke(lease)
         wait_until(lambda: "must not wait for its domain" in caplog.text, "it is refused")
+
+
+def test_every_thread_of_it_is_in_jail() -> None:
+    """Which files it can't open is tried in tests/jail."""
+    try:
+        seccomp.check_available()
+    except Unavailable as error:
+        absent(f"{error}")
+    with opened(ProcessDomain) as domain:
+        for thread in Path(f"/proc/{domain.pid}/task").iterdir():
+            status = (thread / "status").read_text().split()
+            assert status[status.index("NoNewPrivs:") + 1] == "1"
+            assert status[status.index("Seccomp:") + 1] == "2"

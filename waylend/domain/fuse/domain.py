@@ -34,7 +34,7 @@ from waylend.domain.base import pages_of
 from waylend.domain.fuse import mounts
 from waylend.domain.fuse.files import BAR, FIRST_LEASE, LEASES, LeaseFile
 from waylend.domain.fuse.served_files import ServedFiles
-from waylend.domain.fuse.server import FuseServer
+from waylend.domain.fuse.server import FuseServer, InEachThread
 from waylend.domain.fuse.unmap import Unmapping
 from waylend.domain.fuse.watchdog import Watchdog
 from waylend.domain.in_process import BookOptions, InProcessDomain
@@ -69,6 +69,7 @@ class FuseDomain(InProcessDomain[LeaseFile]):
         mount_path: str | None = None,
         gap_zeros: bool = False,
         on_lost: Callable[[str], None] | None = None,
+        in_each_thread: InEachThread | None = None,
         **book: Unpack[BookOptions],
     ) -> None:
         self._p2m = P2M()
@@ -98,11 +99,12 @@ class FuseDomain(InProcessDomain[LeaseFile]):
             unused=self._retiring.put,
         )
         self._unmapping = Unmapping(name, self._server, self._p2m.lock, self._served)
-        self._server.start(self._served)
+        self._server.start(self._served, in_each_thread)
         if not self._read_only:
             self._lift_dirty_limit()
-        self._watchdog = Watchdog(name, self._cut_off, connection=self._server.connection)
-        self._retirer = threading.Thread(target=self._retire, name=f"{name}-retirer", daemon=True)
+        in_thread = None if in_each_thread is None else functools.partial(in_each_thread, self._server.root_fd)
+        self._watchdog = Watchdog(name, self._cut_off, connection=self._server.connection, in_thread=in_thread)
+        self._retirer = threading.Thread(target=self._retire, args=(in_thread,), name=f"{name}-retirer", daemon=True)
         self._retirer.start()
         self._mount_path: str | None = None
         if mount_path is not None:
@@ -337,8 +339,10 @@ class FuseDomain(InProcessDomain[LeaseFile]):
         self._retiring.put(ended)
         ended.wait(self._deadline_s)
 
-    def _retire(self) -> None:
+    def _retire(self, in_thread: Callable[[], None] | None) -> None:
         """The retirer's loop: ends leases that their last borrower has let go of."""
+        if in_thread is not None:
+            in_thread()
         while (lease := self._retiring.get()) is not None:
             if isinstance(lease, threading.Event):
                 lease.set()

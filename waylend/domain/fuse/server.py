@@ -66,6 +66,10 @@ class _Request(NamedTuple):
     size: int
 
 
+#: Called with the descriptor of the mount's root: where a thread gives up its rights.
+InEachThread = Callable[[int], None]
+
+
 class FuseServer:
     """Serves files on ``mount``, which it owns from now on, with ``thread_count`` threads (at least two: an
     invalidation waits for the write-backs that another thread takes). Nothing is served before ``start``."""
@@ -97,16 +101,24 @@ class FuseServer:
         self._threads = [
             threading.Thread(target=self._serve, name=f"{name}-fuse-{i}", daemon=True) for i in range(thread_count)
         ]
-        #: The number under which the kernel knows the connection, for ``abort``.
+        #: The number under which the kernel knows the connection.
         self.connection = -1
+        self._abort_fd = self._nothing_fd = -1
 
-    def start(self, files: Files) -> None:
-        """Serves ``files`` from now on."""
+    def start(self, files: Files, in_each_thread: InEachThread | None = None) -> None:
+        """Serves ``files`` from now on. ``in_each_thread`` is called first in every serving thread."""
         self._files = files
+        self._in_each_thread = in_each_thread
         for thread in self._threads:
             thread.start()
         self._initialised.wait()
         self.connection = os.minor(os.fstat(self._mount.root_fd).st_dev)
+        # What cutting off takes is opened now: a process in jail opens nothing later.
+        self._nothing_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._abort_fd = mounts.open_abort(self.connection)
+        except OSError as refused:
+            logger.info("no fusectl (%s): to cut the connection off its device is given up", refused)
 
     # -- what the owner asks for
 
@@ -150,9 +162,8 @@ class FuseServer:
             return
         self._cut_off = True
         try:
-            mounts.abort(self.connection)
-        except OSError as refused:
-            logger.info("no fusectl (%s): the connection is cut off by giving up its device", refused)
+            os.write(self._abort_fd, b"1")
+        except OSError:
             self._give_up_device()
 
     def _give_up_device(self) -> None:
@@ -165,9 +176,7 @@ class FuseServer:
             asking = threading.Thread(target=self._ask_ourselves, daemon=True)
             asking.start()
             asking.join(_ASKING_S)
-        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        os.dup2(nothing, self._device, inheritable=False)  # the number stays ours until ``close``
-        os.close(nothing)
+        os.dup2(self._nothing_fd, self._device, inheritable=False)  # the number stays ours until ``close``
 
     def _ask_ourselves(self) -> None:
         with contextlib.suppress(OSError):
@@ -197,10 +206,16 @@ class FuseServer:
             return
         self._device = -1
         self._mount.close()
+        for fd in (self._abort_fd, self._nothing_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._abort_fd = self._nothing_fd = -1
 
     # -- the loop
 
     def _serve(self) -> None:
+        if self._in_each_thread is not None:
+            self._in_each_thread(self._mount.root_fd)
         # Anonymous memory of its own: of what is there for the largest write, only what requests fill is ever resident.
         buffer = memoryview(mmap.mmap(-1, MAX_WRITE_BYTES + 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         buffers = [buffer]

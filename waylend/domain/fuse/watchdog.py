@@ -38,13 +38,17 @@ class Armed:
 class Watchdog:
     """Calls ``cut_off`` when an armed deadline passes. Arming costs no wake-up as a rule: the thread looks by itself.
 
-    ``connection`` is the FUSE connection that is aborted when this process is killed.
+    ``connection`` is the FUSE connection that is aborted when this process is killed. ``in_thread`` is called in the thread once
+    somebody stands by for that.
     """
 
-    def __init__(self, name: str, cut_off: Callable[[], None], *, connection: int) -> None:
+    def __init__(
+        self, name: str, cut_off: Callable[[], None], *, connection: int, in_thread: Callable[[], None] | None = None
+    ) -> None:
         self._name = name
         self._cut_off = cut_off
         self._connection = connection
+        self._in_thread = in_thread
         self._armed: set[Armed] = set()
         self._wanted = threading.Event()
         self._cutting = threading.Lock()
@@ -80,6 +84,8 @@ class Watchdog:
             standing_by = self._stand_by()
         finally:
             self._stands.set()
+        if self._in_thread is not None:
+            self._in_thread()
         quiet_looks = 0
         while not self._closed:
             self._wanted.wait()

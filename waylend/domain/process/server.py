@@ -23,6 +23,8 @@ from waylend.backing.file import FileBacking
 from waylend.domain.fuse.domain import FuseDomain
 from waylend.domain.process.messages import LOST_ALL, Message, close_all, failed, receive, send
 from waylend.errors import LeaseEnded, NoSpace, QuotaExceeded
+from waylend.jail import profiles
+from waylend.jail.profiles import Profile, serving
 from waylend.lending.lease import Lease, LossPolicy, Protection
 from waylend.lending.p2m import FAULTS, LendingEvent, LendingEventKind
 from waylend.lending.pages import PageRange
@@ -33,10 +35,16 @@ logger = logging.getLogger(__name__)
 _SIDE_BY_SIDE = 32
 #: Events that are kept for a lender that doesn't listen; but that leases have ended is never dropped.
 _MAX_EVENTS = 65536
+#: Beside those of leases, which are the backing's and a borrower's.
+_OTHER_DESCRIPTORS = 1024
 
 
-def serve(fd: int, stderr_fd: int) -> None:
-    """What runs over there: requests from the socket ``fd``, until it ends. ``stderr_fd`` is stderr once the domain is up."""
+def serve(fd: int, stderr_fd: int, jailed: bool = True) -> None:
+    """What runs over there: requests from the socket ``fd``, until it ends. ``stderr_fd`` is stderr once the domain is up.
+
+    By then it is in jail, with all its threads: it can open nothing but files of its mount, and connect to nothing. Not so where
+    it has to unmount a folder in the end.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the lender, whose end is ours
     connection = socket.socket(fileno=fd)
     opening = receive(connection)
@@ -44,7 +52,26 @@ def serve(fd: int, stderr_fd: int) -> None:
         return
     told = _Told(connection)
     try:
-        domain = FuseDomain(opening["name"], **opening["options"], on_lost=told.tell_lost)
+        options = opening["options"]
+        jailed = jailed and not options.get("mount_path")
+        descriptors = 2 * options.get("lease_limit", 0) + _OTHER_DESCRIPTORS
+
+        def profile(root_fd: int) -> Profile:
+            return serving(root_fd, descriptors=descriptors)
+
+        entered = threading.Semaphore(0)
+
+        def enter_thread(root_fd: int) -> None:
+            profiles.enter_thread(profile(root_fd))
+            entered.release()
+
+        domain = FuseDomain(
+            opening["name"], **options, on_lost=told.tell_lost, in_each_thread=enter_thread if jailed else None
+        )
+        if jailed:
+            for _ in range(threading.active_count() - 1):  # then no thread can take that step any more
+                entered.acquire()
+            profiles.enter(profile(domain.root_fd))
     except Exception as error:
         told.answer(opening["id"], failed(error))
         return
@@ -76,10 +103,10 @@ class _Told:
         self._unwatch_faults: Callable[[], None] | None = None
         #: All that is lent.
         self.leases: dict[int, Lease] = {}
-        threading.Thread(target=self._tell_events, name="events", daemon=True).start()
 
     def watch(self, domain: FuseDomain) -> None:
         """Tells what happens in the domain, but no faults."""
+        threading.Thread(target=self._tell_events, name="events", daemon=True).start()
         domain.events.watch(self._tell, faults=False)
 
     def watch_faults(self, domain: FuseDomain, wanted: bool) -> None:

@@ -145,7 +145,7 @@ def _started(early_fd: int) -> tuple[socket.socket, StartedProcess]:
         stderr_fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     program = (
         f"import sys; sys.path[:] = {_module_path()!r} + sys.path;"
-        f"from waylend.domain.process.server import serve; serve(@FD0@, @FD1@)"
+        f"from waylend.domain.process.server import serve; serve(@FD0@, @FD1@, {starter.jails})"
     )
     try:
         with theirs:

@@ -80,6 +80,8 @@ class _Grandchild:
 
 
 _prepared: list[_Starter] = []
+#: Whether serving processes go to jail; not, for debugging.
+jails = True
 
 
 def prepare() -> None:
