@@ -155,6 +155,8 @@ def _epoll() -> int:
         return os.dup(poll.fileno())
 
 
+#: So many of the first of these are files.
+FILES = 5
 #: Descriptors of all kinds that cost nothing: opened once, and sent as often as one likes.
 KINDS: dict[str, Callable[[], int]] = {
     "memfd": lambda: _memfd(1 << 16),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from tests.fuzz.contract import Unforeseen, nothing_stays
 from tests.fuzz.inputs import Input
-from tests.fuzz.peers import TABLES, FakeCompositor, TurnedLoop, descriptors, message, request, specs_of
+from tests.fuzz.peers import FILES, TABLES, FakeCompositor, TurnedLoop, descriptors, message, request, specs_of
 from waylend.domain.memfd import MemfdDomain
 from waylend.local.interposers import for_local_guests
 from waylend.policy import Limits, Policy
@@ -146,9 +146,9 @@ def _play(world: _World, client: socket.socket, choices: Input) -> None:
             made = message(choices, specs, object_id, ids, fresh)
             fresh += 1
             fd_count = 1 if choices.number(4) else choices.number(3)
-            some = [
-                choices.choice(descriptors()) for _ in range(fd_count if any(spec.fd_count for spec in specs) else 0)
-            ]
+            # The compositor is trusted: what it hands out are files.
+            kinds = descriptors()[:FILES] if step == _EVENT else descriptors()
+            some = [choices.choice(kinds) for _ in range(fd_count if any(spec.fd_count for spec in specs) else 0)]
             if step == _EVENT:
                 world.compositors[-1].say(made, some)
                 world.settle()
