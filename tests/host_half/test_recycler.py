@@ -105,6 +105,7 @@ def test_what_is_too_much_to_keep_ends_as_soon_as_nobody_looks_at_it(
 def test_nothing_is_kept_without_a_guest_half(
     kept: LeaseRecycler, domain: Domain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(recycler, "_KEPT_S", LONG_S)
     monkeypatch.setattr(kept, "_kept_s", LONG_S)
     lease = lease_of(10)
     kept.add(lease)

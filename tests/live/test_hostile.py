@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile_clients import KINDS, RawClient
+from tests.hostile_clients import KINDS
 from tests.live.compositors import Sway
 from tests.live.guest import Proxy
 from tests.live.halves import Halves
 from tests.processes import Process
+from tests.raw_client import RawClient
 
 SECONDS = float(os.environ.get("WAYLEND_HOSTILE_SECONDS", "1"))
 MEDIAN_S = 0.05
