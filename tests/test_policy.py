@@ -75,7 +75,6 @@ def test_a_file(tmp_path: Path) -> None:
         ("[limits]\nclient = 3", "unknown limit 'client'"),
         ("[limits]\nclients = 0", "must be at least 1"),
         ("[limits]\nclients = true", "must be a whole number"),
-        ("[limits]\nfds_per_message = 29", "28 at most"),
         ("[limits]\naperture_bytes = 4294967296", "2 GiB is the most"),
         ('[globals]\nallow = "wl_shm"', "allow: must be a list"),
         ('[globals]\nsecurity_context = "no"', "security_context: must be true or false"),

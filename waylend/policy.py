@@ -68,7 +68,8 @@ HIGHEST_VERSIONS = {
 class Limits:
     """What one guest may use. A limit that is hit ends the client that hit it, with the limit's name in the error."""
 
-    fds_per_message: int = 28
+    queued_fds: int = 1024
+    queued_fds_of_guest: int = 4096
     buffered_bytes: int = 1 << 20
     clients: int = 256
     objects_per_client: int = 1 << 16
@@ -87,9 +88,6 @@ class Limits:
         for name, value in dataclasses.asdict(self).items():
             if value < 1:
                 raise UsageError(f"limit {name} = {value}: must be at least 1")
-        if self.fds_per_message > 28:
-            # MAX_FDS_OUT of libwayland: a receiver loses those above.
-            raise UsageError(f"limit fds_per_message = {self.fds_per_message}: Wayland carries 28 at most")
         if self.aperture_bytes > 2 << 30:
             raise UsageError(f"limit aperture_bytes = {self.aperture_bytes}: wl_shm counts in int32, 2 GiB is the most")
 

@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Callable
 
+from waylend import linux
 from waylend.jail import profiles
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -42,6 +43,18 @@ def writes(path: str) -> Callable[[], object]:
 def connects(path: str) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(path)
+
+
+def has_a_descriptor_closed() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    fd = os.eventfd(0)
+    pid, _stack = linux.process_that_closes(fd)
+    assert os.waitpid(pid, linux.WALL) == (pid, 0)
+    try:
+        os.close(fd)
+    except OSError:
+        return
+    raise AssertionError("it is open")
 
 
 def much_memory() -> None:
@@ -87,6 +100,7 @@ def attempts(folder: str) -> dict[str, Callable[[], object]]:
         "much memory": much_memory,
         "more descriptors": many_descriptors,
         "a thread": lambda: threading.Thread(target=int).start(),
+        "a process that closes": has_a_descriptor_closed,
         "a memory file": lambda: os.close(os.memfd_create("x")),
         "a file of its mount": lambda: os.close(os.open("inside", os.O_RDWR, dir_fd=mount)),
     }

@@ -76,6 +76,7 @@ class TestRelay:
         assert allowed == {
             "a thread",
             "a memory file",
+            "a process that closes",
             "a unix socket",  # the compositor comes back
             "signal a parent",  # APP of `waylend run` is to be ended
             "read a library",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import socket
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from waylend.domain.memfd import MemfdDomain
+from waylend.foreign import closing
 from waylend.local.interposers import for_local_guests
 from waylend.policy import Policy
 from waylend.relay.endpoint import Endpoint
@@ -18,6 +20,7 @@ from waylend.relay.events import RelayEvent
 from waylend.relay.interpose import MakesInterposer
 from waylend.relay.loop import Loop
 from waylend.relay.relay import Relay
+from waylend.relay.session import Trace
 from waylend.wire.codec import decode, encode
 from waylend.wire.objects import DISPLAY_ID
 from waylend.wire.spec import HEADER_BYTES, MessageSpec
@@ -92,7 +95,13 @@ class Peer:
 class Between:
     """The relay, and what its observer heard."""
 
-    def __init__(self, policy: Policy, *, embedded: tuple[MakesInterposer, ...] = ()) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        embedded: tuple[MakesInterposer, ...] = (),
+        trace: Trace | None = None,
+    ) -> None:
         self.domain = MemfdDomain("test", read_only=True, lease_limit=policy.limits.leases)
         self.loop = Loop()
         self.events: queue.Queue[RelayEvent] = queue.Queue()
@@ -106,13 +115,14 @@ class Between:
             embedded=embedded,
             connect=self._connect,
             observer=self.events.put,
+            trace=trace,
         )
         self._thread = threading.Thread(target=self.loop.run)
         self._thread.start()
 
     def _connect(self) -> Endpoint:
         if not self.compositor_ends:
-            raise ConnectionRefusedError
+            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         return Endpoint(self.compositor_ends.pop())
 
     def open(self, *, buffer_bytes: int | None = None) -> tuple[Peer, Peer]:
@@ -123,10 +133,29 @@ class Between:
             for sock in (ours, relays, compositor, its):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
         self.compositor_ends.append(its)
-        self.in_loop(lambda: self.relay.take_in(Endpoint(relays)))
+        self._take_in(relays)
         peers = Peer(ours), Peer(compositor)
         self.peers += peers
         return peers
+
+    def _take_in(self, relays: socket.socket) -> None:
+        self.in_loop(lambda: self.relay.take_in(Endpoint(relays)))
+
+    def take_in(self) -> Peer:
+        """A client for whom there is no compositor (yet)."""
+        ours, relays = socket.socketpair()
+        self._take_in(relays)
+        client = Peer(ours)
+        self.peers.append(client)
+        return client
+
+    def compositor_comes(self) -> Peer:
+        """From now on a connection can be had, once."""
+        compositor, its = socket.socketpair()
+        self.in_loop(lambda: self.compositor_ends.append(its))
+        peer = Peer(compositor)
+        self.peers.append(peer)
+        return peer
 
     def in_loop(self, call: Callable[[], T]) -> T:
         """Runs ``call`` in the loop's thread and waits for what it returns."""
@@ -154,7 +183,9 @@ class Between:
 
 
 def open_fds() -> set[str]:
-    """What this process has open, as its targets."""
+    """What this process has open, as its targets, when all is closed that was to be."""
+    closing.close_all((os.open(os.devnull, os.O_RDONLY),))  # from the first time on there is a thread for it
+    assert closing.settle(DEADLINE_S)
     found = set()
     for fd in os.listdir("/proc/self/fd"):
         try:

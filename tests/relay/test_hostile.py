@@ -21,6 +21,12 @@ from waylend.wire.codec import encode, header
 from waylend.wire.objects import DISPLAY_ID
 
 
+@pytest.fixture
+def policy() -> Policy:
+    """With a limit of descriptors that is soon reached."""
+    return Policy(limits=Limits(queued_fds=28))
+
+
 def raw(name: str, object_id: int, *args: object) -> bytes:
     return encode(spec_of(name), object_id, args)[0]
 
@@ -103,9 +109,13 @@ ATTACKS: list[tuple[str, bytes | Callable[[Peer], None], tuple[int, int, str]]] 
     (
         "a pipe as a pool",
         pipe_as_a_pool,
-        (4, 2, "wl_shm#4.create_pool: the file descriptor is not a file that can be mapped"),
+        (4, 2, "wl_shm#4.create_pool: the file descriptor is a pipe, not shared memory"),
     ),
-    ("a folder as a pool", directory_as_a_pool, (4, 2, "wl_shm#4.create_pool: the file descriptor is not a file")),
+    (
+        "a folder as a pool",
+        directory_as_a_pool,
+        (4, 2, "wl_shm#4.create_pool: the file descriptor is a folder, not shared memory"),
+    ),
     ("too many fds", fds_nobody_asked_for, (1, 3, "wl_display#1: 29 file descriptors came with no message for them")),
     ("fds that pile up", fds_for_every_message, (1, 3, "wl_display#1: 29 file descriptors came with no message")),
     (
@@ -216,6 +226,26 @@ def test_a_client_that_never_reads_cannot_make_us_grow(between: Between) -> None
     its_compositor.receive("wl_display.sync")
     client.close()
     between.wait_for(SessionEnded)
+
+
+@pytest.mark.parametrize("policy", [Policy(limits=Limits(buffered_bytes=1 << 16))])
+def test_a_compositor_that_never_reads_cannot_make_us_grow(between: Between) -> None:
+    client, compositor = connected(between)
+    bystander, its_compositor = between.open()
+    client.sock.settimeout(0.5)
+    flood = raw("wl_surface.commit", 3) * 5000
+    sent = 0
+    while sent < 64 << 20:
+        try:
+            sent += client.sock.send(flood)
+        except TimeoutError:
+            break
+    assert sent < 4 << 20
+    session = between.relay.sessions[1]
+    assert session.compositor.queued_bytes <= (1 << 16) + (1 << 17)
+    bystander.send("wl_display.sync", DISPLAY_ID, 2)
+    its_compositor.receive("wl_display.sync")
+    assert compositor.read(len(flood)) == flood  # and it goes on where it was
 
 
 def test_half_a_message_and_silence(between: Between) -> None:

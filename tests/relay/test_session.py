@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 
 import pytest
 
 from tests.relay.between import REGISTRY, TABLES, Between, Peer, begin, bind
 from waylend.policy import Limits, Policy
 from waylend.relay import waiting
-from waylend.relay.endpoint import Endpoint
 from waylend.relay.events import (
     LeaseLent,
     LeaseReturned,
@@ -324,7 +322,9 @@ class TestEnds:
         compositor.close()
         assert client.receive("wl_display.error") == (DISPLAY_ID, [1, 3, b"no more"])
         assert client.is_at_end()
-        assert between.wait_for(SessionEnded) == SessionEnded(1, "the compositor closed the connection")
+        assert between.wait_for(SessionEnded) == SessionEnded(
+            1, 'the compositor closed the connection: error 3 of wl_display#1: "no more"'
+        )
 
     def test_a_compositor_that_is_not_understood_ends_that_session_only(self, between: Between) -> None:
         client, compositor = between.open()
@@ -336,12 +336,10 @@ class TestEnds:
 
     def test_no_compositor_no_session(self, between: Between, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(waiting, "_HELD_S", 0.0)
-        ours, relays = socket.socketpair()
-        client = Peer(ours)
-        between.in_loop(lambda: between.relay.take_in(Endpoint(relays)))
-        client.receive("wl_display.error")
+        client = between.take_in()
+        _, (object_id, _, text) = client.receive("wl_display.error")
+        assert (object_id, text) == (1, b"wl_display#1: can't connect to the compositor: Connection refused")
         assert client.is_at_end()
-        client.close()
 
     def test_everybody_ends_when_the_relay_closes(self, between: Between) -> None:
         client, compositor = between.open()

@@ -205,8 +205,8 @@ class TestFds:
 
     def test_too_many_fds_without_a_message(self) -> None:
         scanner = requests()
-        scanner.unclaimed.extend(["fd"] * 29)
-        with pytest.raises(LimitExceeded, match="fds_per_message = 28"):
+        scanner.unclaimed.extend(["fd"] * 1025)
+        with pytest.raises(LimitExceeded, match="queued_fds = 1024"):
             feed(scanner, TRAFFIC[0])
 
 

@@ -56,6 +56,8 @@ class ChannelConnection(ChannelObject):
     interface = "waylend_connection_v1"
     #: Who is there is a process of another machine, which no kernel here knows.
     credentials = None
+    #: What comes out of it are descriptors of our own.
+    foreign = False
 
     def __init__(self, link: Link, object_id: int, attachments_of: Callable[[ChannelConnection], Attachments]) -> None:
         super().__init__(link, object_id)

@@ -24,6 +24,7 @@ from waylend.guest_half.files import SealedCopies
 from waylend.guest_half.pools import Pools
 from waylend.policy import NOT_ACROSS_MACHINES, Policy
 from waylend.relay.interpose import Interposer
+from waylend.relay.interpose.descriptors import Descriptors
 from waylend.relay.interpose.registry import GlobalFilter, Registry
 from waylend.relay.loop import Loop
 from waylend.relay.relay import MakeInterposers, Relay
@@ -86,13 +87,14 @@ class GuestHalf:
             buffers = Buffers(session, aperture)
             return (
                 Registry(session, global_filter),
+                Descriptors(session),
                 Pools(session, buffers),
                 Commits(session, buffers),
                 Captures(session, buffers),
                 Clocks(session, self.end),
             )
 
-        return (Registry, Pools, Commits, Captures, Clocks), make
+        return (Registry, Descriptors, Pools, Commits, Captures, Clocks), make
 
     # The host half
 

@@ -14,7 +14,6 @@ from waylend.guest_half.buffers import Buffers, ClientPool, PoolBuffer
 from waylend.guest_half.leases import WholeAperture
 from waylend.lending.pages import PAGE_SHIFT, page_count_of
 from waylend.relay.interpose import Client, FdMessage, Interposer
-from waylend.relay.interpose.shm import unfit_for_a_pool
 from waylend.wire.codec import encode
 from waylend.wire.formats import size_bytes_of
 
@@ -43,9 +42,6 @@ class Pools(Interposer):
         object_id, _fd, size_bytes = message.args
         assert isinstance(object_id, int) and isinstance(size_bytes, int)
         fd = message.fds[0]
-        what = unfit_for_a_pool(fd)
-        if what:
-            self.refuse(message, _INVALID_FD, f"the file descriptor is {what}")
         if size_bytes <= 0:
             self.refuse(message, _INVALID_STRIDE, f"a size of {size_bytes} bytes")
         if len(self._pools) >= _MAX_POOLS:

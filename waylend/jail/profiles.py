@@ -28,7 +28,7 @@ from waylend.linux import no_new_privileges
 logger = logging.getLogger(__name__)
 
 _CLONE_THREAD = 0x10000
-_CLONE_FS = 0x200
+_CLONE_VM, _CLONE_FS, _CLONE_FILES, _CLONE_VFORK = 0x100, 0x200, 0x400, 0x4000
 _AF_UNIX, _AF_VSOCK = 1, 40
 #: FIONREAD, FIONBIO, FIOCLEX; of a terminal TCGETS and TIOCGWINSZ, and whose it is just now: TIOCGPGRP, TIOCSPGRP.
 _IOCTLS = (0x541B, 0x5421, 0x5451, 0x5401, 0x5413, 0x540F, 0x5410)
@@ -73,7 +73,9 @@ REFUSED = (
     "settimeofday clock_settime adjtimex mknod mknodat link linkat"
 ).split()
 
-_FORKS = Where("clone", 0, 0, _CLONE_THREAD)
+_FORKS = (Where("clone", 0, 0, _CLONE_THREAD | _CLONE_VM), Where("clone", 0, _CLONE_VFORK, _CLONE_VFORK))
+#: What closes a stranger's descriptor in our place (``linux.process_that_closes``): it has nothing that we don't have.
+_CLOSES = Where("clone", 0, _CLONE_VM | _CLONE_FILES)
 _NEW_THREADS = Where("clone", 0, _CLONE_THREAD, _CLONE_THREAD)
 
 
@@ -88,7 +90,7 @@ class Profile:
     descriptors: int
     #: Signals reach only who is in the same jail.
     signals_within: bool = False
-    refused: Sequence[str | Where] = field(default=(*REFUSED, _FORKS))
+    refused: Sequence[str | Where] = field(default=(*REFUSED, *_FORKS))
 
 
 def serving(root_fd: int, *, descriptors: int = 8192) -> Profile:
@@ -124,7 +126,7 @@ def relaying(
     calls: list[str | Where] = [
         *f"{_MEMORY} {_FILES} {_TIME} {_THREADS} {_ITSELF} {_SOCKETS} {_NEW_SOCKETS} {_NAMES} {_OTHERS}".split()
     ]
-    calls += [*_ioctls(), _NEW_THREADS, Where("socket", 0, _AF_UNIX), Where("socket", 0, _AF_VSOCK)]
+    calls += [*_ioctls(), _NEW_THREADS, _CLOSES, Where("socket", 0, _AF_UNIX), Where("socket", 0, _AF_VSOCK)]
     calls += [Where("unshare", 0, _CLONE_FS)]  # a umask of a thread's own
     return Profile("relay", rules, calls, 2 << 30, 65536)
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from waylend.domain.base import Domain
 from waylend.policy import Policy
 from waylend.relay.interpose import Interposer
+from waylend.relay.interpose.descriptors import Descriptors
 from waylend.relay.interpose.lent_files import FileLender, LentFiles
 from waylend.relay.interpose.registry import GlobalFilter, Registry
-from waylend.relay.interpose.shm import ShmPools
 from waylend.relay.interpose.toplevel import Toplevels
 from waylend.relay.relay import MakeInterposers
 from waylend.relay.session import Session
@@ -24,6 +24,6 @@ def for_local_guests(
     lender = FileLender(domain)
 
     def make(session: Session) -> Iterable[Interposer]:
-        return Registry(session, global_filter), LentFiles(session, lender), ShmPools(session), Toplevels(session)
+        return Registry(session, global_filter), LentFiles(session, lender), Descriptors(session), Toplevels(session)
 
-    return (Registry, LentFiles, ShmPools, Toplevels), make
+    return (Registry, LentFiles, Descriptors, Toplevels), make

@@ -6,14 +6,14 @@ An endpoint owns its socket and the fds that it has yet to send. It knows nothin
 from __future__ import annotations
 
 import array
-import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from waylend.errors import PeerError
+from waylend.foreign.closing import close_all, close_sent, close_socket
 from waylend.relay.loop import EPOLLIN, Handler, Loop
 from waylend.wire.codec import MAX_MESSAGE_BYTES
 
@@ -60,6 +60,8 @@ class End(Protocol):
 
     rest: bytes
     queued_bytes: int
+    #: Descriptors that come from it are another process's; a client's are looked at before anything is done with them.
+    foreign: bool
 
     @property
     def credentials(self) -> Credentials | None:
@@ -87,7 +89,19 @@ class End(Protocol):
 class Endpoint:
     """``rest`` is the beginning of a message whose end has not arrived; ``queued_bytes`` is what waits to be sent."""
 
-    __slots__ = ("_closed", "_loop", "_queue", "fd", "queued_bytes", "queued_fds", "rest", "sock", "writable")
+    __slots__ = (
+        "_closed",
+        "_loop",
+        "_queue",
+        "fd",
+        "queued_bytes",
+        "queued_fds",
+        "rest",
+        "sock",
+        "writable",
+    )
+
+    foreign = True
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -158,7 +172,7 @@ class Endpoint:
         try:
             if fds:
                 sent = self.sock.sendmsg((octets,), ((_SOL_SOCKET, _SCM_RIGHTS, array.array("i", fds)),))
-                close_all(fds)
+                close_sent(fds)
                 fds = None
             else:
                 sent = self.sock.send(octets)
@@ -168,6 +182,9 @@ class Endpoint:
             close_all(fds or ())
             self.drop_queue()
             return
+        except OSError:  # ETOOMANYREFS: nothing of it goes on
+            close_all(fds or ())
+            raise
         if sent < len(octets):
             self._enqueue(octets[sent:], fds or [])
 
@@ -195,7 +212,7 @@ class Endpoint:
             except (BrokenPipeError, ConnectionResetError):
                 self.drop_queue()
                 return True
-            close_all(fds)
+            close_sent(fds)
             self.queued_fds -= len(fds)
             self.queued_bytes -= sent
             if sent < len(octets):
@@ -212,21 +229,16 @@ class Endpoint:
         self.queued_bytes = self.queued_fds = 0
 
     def close(self) -> None:
-        """Closes the socket and all fds that wait. Idempotent."""
+        """Closes the socket and all fds that wait; never waits for anybody. Idempotent."""
         if not self._closed:
             self._closed = True
             self.drop_queue()
-            self.sock.close()
+            close_socket(self.sock)
 
 
 def credentials_of(sock: socket.socket) -> Credentials:
     pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     return Credentials(pid, uid)
-
-
-def close_all(fds: Iterable[int]) -> None:
-    for fd in fds:
-        os.close(fd)
 
 
 def _fds_of(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -8,7 +8,8 @@ import logging
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from waylend.errors import LimitExceeded, ProtocolError
+from waylend.errors import LimitExceeded, Malformed, ProtocolError
+from waylend.foreign.closing import overloaded
 from waylend.policy import Policy
 from waylend.relay.endpoint import End, Endpoint, ReceiveBuffer
 from waylend.relay.events import RelayEvent
@@ -17,6 +18,7 @@ from waylend.relay.loop import EPOLLIN, EPOLLOUT, Loop
 from waylend.relay.session import Session, Trace, error_event
 from waylend.relay.waiting import WaitingRoom
 from waylend.wire.objects import DISPLAY_ID, Catalogue
+from waylend.wire.scan import Message
 from waylend.wire.spec import InterfaceSpec
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,8 @@ class Relay:
     ) -> None:
         self.loop = loop
         self.policy = policy
-        self.trace = trace
+        self._trace = trace
+        self.trace: Trace | None = None if trace is None else self._traced
         self.buffer = ReceiveBuffer()
         check_interposers(embedded, tables)
         self._embedded = tuple(embedded)
@@ -104,17 +107,26 @@ class Relay:
     def take_in(self, client: End) -> None:
         """Begins a session for a connected client, and owns it."""
         limit = self.policy.limits.clients
-        if len(self.sessions) + len(self.waiting) >= limit:
+        if self._closed:
+            client.close()
+        elif len(self.sessions) + len(self.waiting) >= limit:
             why = f"{limit} clients are here already (limit clients = {limit})"
             self.turn_away(client, LimitExceeded(DISPLAY_ID, ProtocolError.NO_MEMORY, f"wl_display#1: {why}"))
-        elif self._closed:
-            client.close()
+        elif overloaded():
+            why = "too many descriptors of clients do not let themselves be closed"
+            self.turn_away(client, ProtocolError(DISPLAY_ID, ProtocolError.NO_MEMORY, f"wl_display#1: {why}"))
         else:
             self.waiting.take_in(client)
 
     def _begin(self, client: End, compositor: End) -> None:
         session_id = next(self._session_ids)
-        self.sessions[session_id] = Session(self, session_id, client, compositor)
+        try:
+            self.sessions[session_id] = Session(self, session_id, client, compositor)
+        except Exception as error:
+            logger.error("client %d: ended by waylend: its session could not begin: %r", session_id, error)
+            for end in (client, compositor):
+                end.leave()
+                end.close()
 
     def turn_away(self, endpoint: End, error: ProtocolError) -> None:
         """Tells a client why it can't be taken in, and closes its connection."""
@@ -128,14 +140,39 @@ class Relay:
 
     def emit(self, event: RelayEvent) -> None:
         if self._observer is not None:
-            self._observer(event)
+            try:
+                self._observer(event)
+            except Exception:
+                logger.exception("the observer failed for %r", event)
+
+    def _traced(self, session_id: int, is_request: bool, message: Message[int]) -> None:
+        if self._trace is not None:
+            try:
+                self._trace(session_id, is_request, message)
+            except Malformed as error:
+                logger.debug("client %d: not traced: %s", session_id, error)
+            except Exception as error:
+                logger.warning("the trace is switched off: %s", error)
+                self._trace = None
+
+    def share_queued_fds(self) -> None:
+        """Descriptors that wait for their messages are this process's: when there are too many, who holds most goes."""
+        limit = self.policy.limits.queued_fds_of_guest
+        while sum(session.queued_fds for session in self.sessions.values()) > limit:
+            most = max(self.sessions.values(), key=lambda session: session.queued_fds)
+            why = f"{most.queued_fds} file descriptors wait for their messages (limit queued_fds_of_guest = {limit})"
+            most.refuse(LimitExceeded(DISPLAY_ID, ProtocolError.IMPLEMENTATION, f"wl_display#1: {why}"))
 
     def session_ended(self, session: Session) -> None:
         del self.sessions[session.session_id]
 
     def send_last_words(self, endpoint: End) -> None:
         """Closes an endpoint that is out of the loop, after it has taken what is queued, or the time for that is over."""
-        if endpoint.flush():
+        try:
+            done = endpoint.flush()
+        except OSError:
+            done = True
+        if done:
             endpoint.close()
             return
 

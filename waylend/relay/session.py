@@ -5,19 +5,24 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
-from waylend.errors import LimitExceeded, PeerError, ProtocolError
+from waylend.errors import LimitExceeded, PeerError, ProtocolError, WaylendError
+from waylend.foreign.closing import close_all, looked_at
 from waylend.policy import Policy
-from waylend.relay.endpoint import End, ReceiveBuffer, close_all
+from waylend.relay.endpoint import End, ReceiveBuffer
 from waylend.relay.events import RelayEvent, SessionEnded, SessionOpened
-from waylend.relay.interpose import Interposer, hooks_of
+from waylend.relay.interpose import Client, FdMessage, Interposer, hooks_of
 from waylend.relay.loop import EPOLLIN, EPOLLOUT, Loop
 from waylend.wire.codec import encode
+from waylend.wire.dump import quote
 from waylend.wire.objects import DISPLAY_ID, Catalogue, Kind, ObjectMap
 from waylend.wire.scan import EventScanner, Message, RequestScanner, Scanner
 
 logger = logging.getLogger(__name__)
+
+#: So many descriptors before their messages that the share of other clients is looked at: what one sendmsg of libwayland has.
+_FEW_FDS = 28
 
 Trace = Callable[[int, bool, Message[int]], None]
 
@@ -32,6 +37,7 @@ class RelayContext(Protocol):
     trace: Trace | None
 
     def interposers_for(self, session: Session) -> Iterable[Interposer]: ...
+    def share_queued_fds(self) -> None: ...
     def emit(self, event: RelayEvent) -> None: ...
     def send_last_words(self, endpoint: End) -> None: ...
     def session_ended(self, session: Session) -> None: ...
@@ -63,22 +69,22 @@ class Session:
         self._held = False
         self.client = client
         self.compositor = compositor
-        self._interposers = tuple(relay.interposers_for(self))
+        self._last_words = LastWords(self)
+        self._interposers = (self._last_words, *relay.interposers_for(self))
         request_hooks, event_hooks = hooks_of(self._interposers)
         trace = relay.trace
         self._requests: RequestScanner[int] = RequestScanner(
             self.objects,
             request_hooks,
             trace=None if trace is None else lambda message: trace(session_id, True, message),
-            max_unclaimed_fds=relay.policy.limits.fds_per_message,
+            max_unclaimed_fds=relay.policy.limits.queued_fds,
         )
         self._events: EventScanner[int] = EventScanner(
             self.objects,
             event_hooks,
             trace=None if trace is None else lambda message: trace(session_id, False, message),
+            max_unclaimed_fds=relay.policy.limits.queued_fds,
         )
-        pid, uid = client.credentials or (None, None)
-        self.emit(SessionOpened(session_id, pid, uid))
         self.client.join(
             self._loop,
             self._on_client,
@@ -89,6 +95,8 @@ class Session:
             self._on_compositor,
             functools.partial(self._feed, self.compositor, self.client, self._events),
         )
+        pid, uid = client.credentials or (None, None)
+        self.emit(SessionOpened(session_id, pid, uid))
 
     # The data path
 
@@ -105,8 +113,12 @@ class Session:
     def _flushed(self, end: End, events: int) -> bool:
         """Sends more where that is what there is to do; returns whether there is something to receive, too."""
         if events & EPOLLOUT:
-            end.flush()
-            self._watch()
+            try:
+                end.flush()
+                self._watch()
+            except OSError as error:
+                self._hung_up(end, error.strerror or f"{error}")
+                return False
         return bool(events & ~EPOLLOUT)
 
     def _pump(self, source: End, target: End, scanner: Scanner[int]) -> None:
@@ -125,7 +137,9 @@ class Session:
             self._hung_up(source, error.strerror or f"{error}")
             return
         if fds:
-            scanner.unclaimed.extend(fds)
+            scanner.unclaimed.extend(looked_at(fds) if source.foreign and source is self.client else fds)
+            if len(scanner.unclaimed) > _FEW_FDS and self._check_refused(scanner):
+                return
         if not count:
             self._hung_up(source, "")
             return
@@ -134,33 +148,53 @@ class Session:
     def _feed(
         self, source: End, target: End, scanner: Scanner[int], words: memoryview, octets: memoryview, count: int
     ) -> None:
-        """One scan, one send of what has come: ``count`` bytes at the start of ``octets`` (``words`` are the same memory)."""
+        """One scan, one send of what has come: ``count`` bytes at the start of ``octets`` (``words`` are the same memory).
+
+        Whatever goes wrong ends this session, and nothing of the chunk goes on.
+        """
         try:
             whole = scanner.scan(words, octets, count >> 2) << 2
             if len(self.objects.kinds) > self._limit_objects:
                 self._too_many_objects()
+            if whole < count:
+                source.rest = bytes(octets[whole:count])
+            elif source.rest:
+                source.rest = b""
+            if whole:
+                chunk = octets[:whole]
+                if scanner.edits:
+                    chunk = _edited(scanner, chunk)
+                if scanner.claimed:
+                    claimed, scanner.claimed = scanner.claimed, []
+                    self._send_with_fds(target, chunk, claimed)
+                elif chunk:
+                    target.send(chunk)
+            if scanner.waits:
+                scanner.waits = False
+                self._held = True
+                self._watch()
+            elif target.queued_bytes:
+                self._watch()
+            if len(scanner.unclaimed) > _FEW_FDS:
+                self._relay.share_queued_fds()
         except PeerError as error:
             self._broken(source, error)
-            return
-        if whole < count:
-            source.rest = bytes(octets[whole:count])
-        elif source.rest:
-            source.rest = b""
-        if whole:
-            chunk = octets[:whole]
-            if scanner.edits:
-                chunk = _edited(scanner, chunk)
-            if scanner.claimed:
-                claimed, scanner.claimed = scanner.claimed, []
-                target.send(chunk, claimed)
-            else:
-                target.send(chunk)
-        if scanner.waits:
-            scanner.waits = False
-            self._held = True
-            self._watch()
-        elif target.queued_bytes:
-            self._watch()
+        except Exception as error:
+            self._failed(error)
+
+    def _check_refused(self, scanner: Scanner[int]) -> bool:
+        """Ends a client that sends many descriptors which no message may carry: each took a process to be closed."""
+        refused = sum(fd < 0 for fd in scanner.unclaimed)
+        if refused > _FEW_FDS:
+            why = f"wl_display#1: {refused} file descriptors came that no message may carry"
+            self.refuse(LimitExceeded(DISPLAY_ID, ProtocolError.IMPLEMENTATION, why))
+        return refused > _FEW_FDS
+
+    def _send_with_fds(self, target: End, chunk: memoryview, fds: list[int]) -> None:
+        if chunk:
+            target.send(chunk, fds)
+        else:  # their messages were dropped
+            close_all(fds)
 
     def resume(self) -> None:
         """What a request of the client was held for is there. Nothing happens if none is held."""
@@ -197,37 +231,85 @@ class Session:
         elif source is self.client:
             self.refuse(ProtocolError(DISPLAY_ID, ProtocolError.IMPLEMENTATION, f"wl_display#1: {error}"))
         else:
-            self.end(f"compositor: {error}")
+            self.end(f"compositor: {error}", side="the compositor", level=logging.WARNING)
 
     def _hung_up(self, source: End, why: str) -> None:
+        said = self._last_words.text
         if source is self.client:
-            self.end(why and f"client connection: {why}")
+            self.end(why and f"client connection: {why}", side="the client")
+        elif why:
+            self.end(f"compositor connection: {why}", side="the compositor", level=logging.WARNING)
+        elif said:
+            self.end(f"the compositor closed the connection: {said}", side="the compositor", level=logging.WARNING)
         else:
-            self.end(f"compositor connection: {why}" if why else "the compositor closed the connection")
+            self.end("the compositor closed the connection", side="the compositor")
 
-    def refuse(self, error: ProtocolError) -> None:
-        """Ends it, and tells the client why."""
-        logger.info("client %d: %s", self.session_id, error)
-        # The client hears it from us; the compositor just sees it go.
+    def _failed(self, error: Exception) -> None:
+        """What nobody foresaw: a mistake of ours, or of an embedder's, or this machine lacks something."""
+        logger.debug("client %d", self.session_id, exc_info=error)
+        what = f"{error}" if isinstance(error, OSError | WaylendError) else f"{type(error).__name__}: {error}"
+        self.refuse(
+            ProtocolError(DISPLAY_ID, ProtocolError.IMPLEMENTATION, f"wl_display#1: waylend failed: {what}"),
+            side="waylend",
+            level=logging.ERROR,
+        )
+
+    def refuse(self, error: ProtocolError, *, side: str = "the client", level: int = logging.INFO) -> None:
+        """Ends the session, and tells the client why. The compositor just sees it go."""
         self.compositor.drop_queue()
-        self.client.send(memoryview(error_event(self._relay.catalogue.display, error)))
-        self.end(f"{error}")
+        if not self._ended:
+            self._guarded(self.client.send, memoryview(error_event(self._relay.catalogue.display, error)))
+        self.end(f"{error}", side=side, level=level)
 
-    def end(self, reason: str = "") -> None:
-        """Closes both sides, once they have been sent what is queued for them. Idempotent."""
+    def end(self, reason: str = "", *, side: str = "waylend", level: int = logging.INFO) -> None:
+        """Closes both sides, once they have been sent what is queued for them. Idempotent.
+
+        Said once in the log, with the side whose doing it is. Whatever goes wrong here, nothing of the session stays.
+        """
         if self._ended:
             return
         self._ended = True
+        logger.log(level, "client %d: ended by %s: %s", self.session_id, side, reason or "it closed the connection")
         for interposer in self._interposers:
-            interposer.close()
+            self._guarded(interposer.close)
         for scanner in (self._requests, self._events):
             close_all(scanner.unclaimed)
             close_all(scanner.claimed)
+            scanner.unclaimed.clear()
+            scanner.claimed.clear()
         for endpoint in (self.client, self.compositor):
-            endpoint.leave()
-            self._relay.send_last_words(endpoint)
+            self._guarded(endpoint.leave)
+            self._guarded(self._relay.send_last_words, endpoint)
         self.emit(SessionEnded(self.session_id, reason))
         self._relay.session_ended(self)
+
+    def _guarded(self, call: Callable[..., None], *arguments: object) -> None:
+        try:
+            call(*arguments)
+        except Exception as error:
+            logger.error(
+                "client %d: at its end %s failed: %r", self.session_id, getattr(call, "__qualname__", call), error
+            )
+
+    @property
+    def queued_fds(self) -> int:
+        """Descriptors that have come before their messages."""
+        return len(self._requests.unclaimed)
+
+
+class LastWords(Interposer):
+    """Remembers the error that a compositor says before it closes the connection."""
+
+    EVENTS: ClassVar = ("wl_display.error",)
+
+    def __init__(self, client: Client) -> None:
+        super().__init__(client)
+        self.text = ""
+
+    def error(self, message: FdMessage) -> None:
+        object_id, code, text = message.args
+        assert isinstance(object_id, int) and isinstance(text, bytes)
+        self.text = f"error {code} of {self.client.objects.label(object_id)}: {quote(text)}"
 
 
 def error_event(display: Kind, error: ProtocolError) -> bytes:

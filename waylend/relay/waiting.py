@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from waylend.relay.endpoint import End
-from waylend.relay.loop import Loop, Timer
+from waylend.relay.loop import EPOLLIN, Loop, Timer
 
 #: How long a client is held. Longer, and whoever started it takes it for hung.
 _HELD_S = 10.0
@@ -89,6 +89,7 @@ class WaitingRoom:
 
     def _release(self, client: End) -> None:
         if self._waiting.pop(client, None) is not None:
+            client.watch(EPOLLIN)  # a channel's remembers it
             client.leave()
 
     def _left(self, client: End) -> None:

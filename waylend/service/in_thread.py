@@ -15,6 +15,8 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
+from waylend.errors import WaylendError
+from waylend.foreign.closing import settle
 from waylend.relay.events import RelayEvent
 from waylend.relay.loop import Loop
 from waylend.relay.sockets import ListeningSocket, socket_path
@@ -38,23 +40,44 @@ async def single_errors() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def running(loop: Loop, close: Callable[[], None]) -> AsyncIterator[None]:
-    """The loop's thread, until the context is left; it ends with ``close`` and the loop's own end."""
+    """The loop's thread, until the context is left; it ends with ``close`` and the loop's own end.
+
+    Raises WaylendError in the context when the thread ends by itself: nobody would be served any more. When it is left, no
+    descriptor of a stranger's is this process's to close that could make it wait.
+    """
+    over_fd = os.eventfd(0, os.EFD_CLOEXEC)
+    why: list[str] = []
 
     def run() -> None:
         try:
             loop.run()
-        finally:
+        except BaseException as error:
+            why.append(f"{type(error).__name__}: {error}")
+            logger.debug("the relay's thread", exc_info=error)
+        try:
             close()
-            loop.close()
+        except Exception:
+            logger.exception("not everything of the relay could be closed")
+        loop.close()
+        os.eventfd_write(over_fd, 1)
+
+    async def watch() -> None:
+        await anyio.wait_readable(over_fd)
+        raise WaylendError(f"the relay's thread has ended: {why[0] if why else 'somebody stopped its loop'}")
 
     thread = threading.Thread(target=run, name="relay")
     thread.start()
     try:
-        yield
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            yield
+            tasks.cancel_scope.cancel()
     finally:
         loop.stop()
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(thread.join)
+            await anyio.to_thread.run_sync(settle)
+        os.close(over_fd)
 
 
 @asynccontextmanager

@@ -39,7 +39,7 @@ def looks_of(messages: tuple[MessageSpec, ...]) -> tuple[Look, ...]:
 
 
 class Kind:
-    """An interface at a version, as a scan needs it.
+    """An interface at a version, as a scan needs it: the requests of that version, and all events that the tables know.
 
     ``requests`` and ``events`` map the header's second word (size << 16 | opcode) of every message of fixed size to
 
@@ -105,13 +105,17 @@ class Catalogue:
         """The interface at that version, compiled on first use. Raises KeyError for an interface that nothing describes."""
         kind = self._kinds.get((interface, version))
         if kind is None:
-            kind = Kind(self.tables[interface].at_version(version), version)
+            known = self.tables[interface]
+            kind = Kind(known.at_version(version), version)
             kind.request_looks = looks_of(kind.spec.requests)
             kind.zombie = Kind(kind.spec, version)
+            # Requests are held to the version. Events are not: compositors send later ones (wl_output.done to version 1, for
+            # xdg-output), and libwayland hands a client all that its own tables know.
+            kind.event_looks = kind.zombie.event_looks = looks_of(known.events)
             self._kinds[interface, version] = kind  # before the children: an interface may create its own kind
             for request in kind.spec.requests:
                 self._compile(kind, request, kind.requests, f"{request}" in self._interposed_requests)
-            for event in kind.spec.events:
+            for event in known.events:
                 self._compile(kind, event, kind.events, f"{event}" in self._interposed_events)
             kind.zombie.events = kind.events
         return kind

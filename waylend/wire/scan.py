@@ -77,7 +77,7 @@ class Scanner(Generic[Fd]):
         hooks: Mapping[str, Hook[Fd]],
         *,
         trace: Callable[[Message[Fd]], None] | None = None,
-        max_unclaimed_fds: int = 28,
+        max_unclaimed_fds: int = 1024,
     ) -> None:
         self.objects = objects
         self.hooks = hooks
@@ -197,12 +197,13 @@ class Scanner(Generic[Fd]):
 
     def _check_unclaimed(self) -> None:
         if len(self.unclaimed) > self.max_unclaimed_fds:
-            raise LimitExceeded(
-                DISPLAY_ID,
-                ProtocolError.IMPLEMENTATION,
+            raise self._too_many_fds(
                 f"wl_display#1: {len(self.unclaimed)} file descriptors came with no message for them "
-                f"(limit fds_per_message = {self.max_unclaimed_fds})",
+                f"(limit queued_fds = {self.max_unclaimed_fds})"
             )
+
+    def _too_many_fds(self, what: str) -> PeerError:
+        return self._fail(DISPLAY_ID, ProtocolError.IMPLEMENTATION, what)
 
 
 class RequestScanner(Scanner[Fd]):
@@ -255,6 +256,9 @@ class RequestScanner(Scanner[Fd]):
     def _fail(self, object_id: int, code: int, what: str) -> PeerError:
         return ProtocolError(object_id, code, what)
 
+    def _too_many_fds(self, what: str) -> PeerError:
+        return LimitExceeded(DISPLAY_ID, ProtocolError.IMPLEMENTATION, what)
+
 
 class EventScanner(Scanner[Fd]):
     """From the compositor, who is trusted, but may be newer than our tables, or dying."""
@@ -285,6 +289,8 @@ class EventScanner(Scanner[Fd]):
             if end < 0:
                 break
             at = end
+        if self.unclaimed:
+            self._check_unclaimed()
         return here if at > word_count else at
 
     def _looks_of(self, kind: Kind) -> tuple[Look, ...]:

@@ -12,7 +12,7 @@ from waylend.policy import read_policy
 
 SEEDS = [
     b'[globals]\nallow = ["zwlr_*"]\ndeny = ["wl_output"]\n[windows]\ntitle_prefix = "[w] "\napp_id_prefix = "w."\n',
-    b"[limits]\nclients = 3\nleases = 5\nfds_per_message = 28\naperture_bytes = 4096\n",
+    b"[limits]\nclients = 3\nleases = 5\nqueued_fds = 28\naperture_bytes = 4096\n",
     b"limits.clients = 0x10\nlimits.leases = 1_000\n",
     b"globals = 3\n",
     b'windows.title_prefix = "\\u001b[2J"\n',
