@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.foreign.strange import fuse_file, lingering_socket
+from waylend import linux
 from waylend.foreign import kinds
 from waylend.foreign.kinds import DescriptorKind, look_at
 
@@ -102,3 +103,20 @@ def test_a_file_named_like_a_dmabuf(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with closed_after(fd), monkeypatch.context() as patch:
         patch.setattr(kinds, "name_of", lambda _fd: "/dmabuf:")
         assert look_at(fd).kind is not DescriptorKind.DMABUF
+
+
+@pytest.mark.parametrize("file_system", ["fuse.sshfs", "fuse", "nfs4", "cifs", "9p", "virtiofs", "autofs"])
+def test_a_file_of_a_served_file_system_in_our_own_view(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_system: str
+) -> None:
+    """It is mounted here by somebody who may, but who answers for it is a process or a machine that may not."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(kinds, "_file_system_of_mount", lambda _mount_id: file_system)
+    fd = os.open(tmp_path / "file", os.O_RDONLY)
+    with closed_after(fd), monkeypatch.context() as patch:
+        patch.setattr(linux, "can_have_seals", lambda _fd: False)  # on tmpfs it would be shared memory
+        seen = look_at(fd)
+        assert (seen.kind, seen.what) == (
+            DescriptorKind.OTHER,
+            f"a file that somebody serves ({file_system}): it could make others wait",
+        )

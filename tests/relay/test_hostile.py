@@ -6,14 +6,18 @@ The fixture compares this process's fds before and after; leases are compared he
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
+import resource
 import socket
 import struct
+import termios
 from collections.abc import Callable
 
 import pytest
 
+from tests.processes import wait_until
 from tests.relay.between import REGISTRY, Between, Peer, begin, bind, spec_of
 from waylend.policy import Limits, Policy
 from waylend.relay.events import SessionEnded
@@ -270,6 +274,58 @@ def test_garbage_by_the_megabyte(between: Between, seed: int) -> None:
     _, (_, _, text) = client.receive("wl_display.error")
     assert text
     assert compositor.is_at_end()
+
+
+def unread_bytes(peer: Peer) -> int:
+    """What waits in the socket for this peer (SIOCINQ, unix(7))."""
+    count = bytearray(4)
+    fcntl.ioctl(peer.sock, termios.FIONREAD, count)
+    return int.from_bytes(count, "little")
+
+
+def test_what_a_refused_client_said_before_is_dropped(between: Between) -> None:
+    """The compositor may be slow, and gets no more of one who broke the protocol than it has already."""
+    client, compositor = connected(between)
+    flood = raw("wl_surface.commit", 3) * 10_000
+    client.sock.settimeout(0.5)
+    sent = 0
+    with contextlib.suppress(TimeoutError):
+        while sent < 400_000:
+            sent += client.sock.send(flood)
+    session = between.relay.sessions[1]
+    wait_until(lambda: session.compositor.queued_bytes > 0, "the compositor's socket to be full")
+    wait_until(lambda: between.in_loop(lambda: unread_bytes(compositor)) == unread_bytes(compositor), "nothing to move")
+    has = unread_bytes(compositor)
+    client.sock.settimeout(10)
+    client.send_raw(raw("wl_surface.commit", 99))
+    between.wait_for(SessionEnded)
+    got = 0
+    while octets := compositor.sock.recv(1 << 16):
+        got += len(octets)
+    assert got == has
+
+
+def test_descriptors_that_were_lost_on_the_way_end_their_client(between: Between) -> None:
+    """When this process has no room for more, nobody knows which messages those were for (MSG_CTRUNC, recvmsg(2))."""
+    client, compositor = connected(between)
+    bystander, its_compositor = connected(between)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull, "rb") as null:
+        free = os.dup(null.fileno())
+        os.close(free)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + 5, hard))
+            client.send("wl_display.sync", DISPLAY_ID, 20, fds=(null.fileno(),) * 20)
+            between.wait_for(SessionEnded)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    _, (object_id, code, text) = client.receive("wl_display.error")
+    assert isinstance(text, bytes)
+    assert (object_id, code) == (1, 3)
+    assert text.startswith(b"wl_display#1: file descriptors were lost on the way")
+    assert compositor.is_at_end()
+    bystander.send("wl_display.sync", DISPLAY_ID, 20)
+    its_compositor.receive("wl_display.sync")
 
 
 def test_a_client_that_hangs_up_while_it_is_told_off(between: Between) -> None:
