@@ -74,19 +74,22 @@ class Closer:
         fds = [int(fd) for fd in fds if fd >= 0]
         if not fds:
             return
+        self.start()
         with self._lock:
-            if self._pid != os.getpid():  # the first, or the first after a fork
-                self._start()
             self._left += len(fds)
         for fd in fds:
             self._queue.put(fd)
         os.eventfd_write(self._wake_fd, 1)
 
-    def _start(self) -> None:
-        self._pid = os.getpid()
-        self._left = 0
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        threading.Thread(target=self._run, name="closing", daemon=True).start()
+    def start(self) -> None:
+        """Has its thread from now on, and its two descriptors. Idempotent; after a fork it is begun anew."""
+        with self._lock:
+            if self._pid != os.getpid():
+                self._pid = os.getpid()
+                self._left = 0
+                self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                name_of(self._wake_fd)
+                threading.Thread(target=self._run, name="closing", daemon=True).start()
 
     @property
     def overloaded(self) -> bool:
@@ -160,6 +163,11 @@ class Closer:
 
 
 _closer = Closer()
+
+
+def start() -> None:
+    """To be called where clients are served, before there is anything to be closed: what is open then is all that stays."""
+    _closer.start()
 
 
 def close_all(fds: Iterable[int]) -> None:

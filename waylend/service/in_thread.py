@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 
 from waylend.errors import WaylendError
-from waylend.foreign.closing import settle
+from waylend.foreign import closing
 from waylend.relay.events import RelayEvent
 from waylend.relay.loop import Loop
 from waylend.relay.sockets import ListeningSocket, socket_path
@@ -45,6 +45,7 @@ async def running(loop: Loop, close: Callable[[], None]) -> AsyncIterator[None]:
     Raises WaylendError in the context when the thread ends by itself: nobody would be served any more. When it is left, no
     descriptor of a stranger's is this process's to close that could make it wait.
     """
+    closing.start()
     over_fd = os.eventfd(0, os.EFD_CLOEXEC)
     why: list[str] = []
 
@@ -76,7 +77,7 @@ async def running(loop: Loop, close: Callable[[], None]) -> AsyncIterator[None]:
         loop.stop()
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(thread.join)
-            await anyio.to_thread.run_sync(settle)
+            await anyio.to_thread.run_sync(closing.settle)
         os.close(over_fd)
 
 
