@@ -69,7 +69,9 @@ class Proxy:
 
     def fd_kinds(self) -> list[str]:
         """What it has open, without the numbers that tell one socket from another."""
-        return sorted(re.sub(r"\[\d+\]|\.waylend-\w+|(?<=^/proc/)\d+", "", what) for what in self.process.fds().values())
+        return sorted(
+            re.sub(r"\[\d+\]|\.waylend-\w+|(?<=^/proc/)\d+", "", what) for what in self.process.fds().values()
+        )
 
     def log(self) -> str:
         return self.process.log()

@@ -10,14 +10,12 @@ import errno
 import fcntl
 import os
 import socket
-import stat
 from typing import Protocol
 
-from waylend import linux
+from waylend.foreign.closing import close_all
+from waylend.foreign.kinds import Descriptor, DescriptorKind, look_at
 
 _REOPENED = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-#: Devices that take whatever is written: /dev/null, /dev/zero and /dev/full (Documentation/admin-guide/devices.txt).
-_TAKE_ALL = (os.makedev(1, 3), os.makedev(1, 5), os.makedev(1, 7))
 #: Terminals that can be opened anew: consoles and serial lines, and what stands behind a pseudo terminal.
 _TERMINAL_MAJORS = (4, *range(136, 144))
 _PIPE_BYTES = 1 << 16
@@ -33,6 +31,8 @@ class Sink(Protocol):
     def write(self, piece: memoryview) -> int:
         """How many bytes it took. Raises BlockingIOError, OSError when it takes no more."""
 
+    def close(self) -> None: ...
+
 
 class Plain:
     """What write(2) doesn't wait for: a file, memory, a device that takes all; a pipe or terminal that was opened anew."""
@@ -43,6 +43,9 @@ class Plain:
 
     def write(self, piece: memoryview) -> int:
         return os.write(self.fd, piece)
+
+    def close(self) -> None:
+        os.close(self.fd)
 
 
 class SplicedPipe:
@@ -62,9 +65,12 @@ class SplicedPipe:
             os.close(reading)
             os.close(writing)
 
+    def close(self) -> None:
+        os.close(self.fd)
+
 
 class SocketSink:
-    """A socket, stream or not."""
+    """A socket, stream or not. To close it may wait for its peer."""
 
     pollable = True
 
@@ -78,13 +84,16 @@ class SocketSink:
         finally:
             sock.detach()
 
+    def close(self) -> None:
+        close_all((self.fd,))
+
 
 def sink_for(fd: int) -> Sink:
     """Owns ``fd``, also when it raises OSError: ENXIO when nobody reads that pipe, EINVAL for what can't be written so."""
     try:
         sink = _sink_for(fd)
     except BaseException:
-        os.close(fd)
+        close_all((fd,))
         raise
     if sink.fd != fd:
         os.close(fd)
@@ -92,47 +101,38 @@ def sink_for(fd: int) -> Sink:
 
 
 def _sink_for(fd: int) -> Sink:
-    if fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_PATH) not in (os.O_WRONLY, os.O_RDWR):
+    descriptor = fd if isinstance(fd, Descriptor) else look_at(fd)
+    if fd < 0 or fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_PATH) not in (os.O_WRONLY, os.O_RDWR):
         raise OSError(errno.EBADF, "it is not open for writing")
-    if _is_memory(fd):
+    if descriptor.kind is DescriptorKind.PIPE:
+        return _pipe(fd)
+    if descriptor.kind in (DescriptorKind.SHARED_MEMORY, DescriptorKind.LOCAL_FILE):
         return Plain(fd, pollable=False)
-    name = os.readlink(f"/proc/self/fd/{fd}")
-    if _is_pipe(fd):
-        # One with a path is opened by asking its file system, which may be a stranger's.
-        return SplicedPipe(fd) if name.startswith("/") else _own_pipe(fd)
-    if name.startswith("socket:"):
+    if descriptor.kind is DescriptorKind.LOCAL_DEVICE:
+        return _device(fd)
+    if os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
         return SocketSink(fd)
-    status = os.fstat(fd)
-    if stat.S_ISREG(status.st_mode) or (stat.S_ISCHR(status.st_mode) and status.st_rdev in _TAKE_ALL):
-        return Plain(fd, pollable=False)
-    if stat.S_ISCHR(status.st_mode) and os.major(status.st_rdev) in _TERMINAL_MAJORS and os.isatty(fd):
-        return Plain(_opened_anew(fd), pollable=True)
-    raise OSError(errno.EINVAL, "not a pipe, a file, a socket or a terminal")
+    raise OSError(errno.EINVAL, f"{descriptor.what} takes no data without waiting")
 
 
-def _own_pipe(fd: int) -> Sink:
+def _pipe(fd: int) -> Sink:
+    # One with a path is opened by asking its file system, which may be a stranger's.
+    if os.readlink(f"/proc/self/fd/{fd}").startswith("/"):
+        return SplicedPipe(fd)
     try:
         return Plain(_opened_anew(fd), pollable=True)
     except PermissionError:
         return SplicedPipe(fd)
 
 
+def _device(fd: int) -> Sink:
+    if not os.isatty(fd):
+        return Plain(fd, pollable=False)
+    if os.major(os.fstat(fd).st_rdev) not in _TERMINAL_MAJORS:
+        raise OSError(errno.EINVAL, "a terminal that is another one when it is opened anew")
+    return Plain(_opened_anew(fd), pollable=True)
+
+
 def _opened_anew(fd: int) -> int:
     """The same with flags of our own."""
     return os.open(f"/proc/self/fd/{fd}", _REOPENED)
-
-
-def _is_memory(fd: int) -> bool:
-    try:
-        linux.seals_of(fd)
-    except OSError:
-        return False
-    return True
-
-
-def _is_pipe(fd: int) -> bool:
-    try:
-        fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
-    except OSError:
-        return False
-    return True

@@ -61,6 +61,9 @@ class Stream(ChannelObject):
     def on_reset(self) -> None:
         self.close()
 
+    def _close_fd(self) -> None:
+        os.close(self.fd)
+
     def reset(self) -> None:
         """Over, before its end: the other half hears of it."""
         if self.fd >= 0:
@@ -71,7 +74,7 @@ class Stream(ChannelObject):
         """Idempotent; tells nobody."""
         if self.fd >= 0:
             self._watch(0)
-            os.close(self.fd)
+            self._close_fd()
             self.fd = -1
             self.link.remove(self.object_id)
             self._over(self)
@@ -201,6 +204,9 @@ class StreamSink(Stream):
             self.close()  # the other half has forgotten it
         else:
             self.reset()
+
+    def _close_fd(self) -> None:
+        self._sink.close()
 
     def close(self) -> None:
         self._pieces.clear()
