@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -21,7 +22,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Leaves what `tests/programs.py` reads."""
     cache = getattr(session.config, "cache", None)  # mutants are tried without one
     if cache is not None:
-        cache.set(CACHE_KEY, sorted(programs))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a checkout that can't be written to, as in the VM of test_vm.py
+            cache.set(CACHE_KEY, sorted(programs))
 
 
 @pytest.fixture(autouse=True)
