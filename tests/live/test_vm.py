@@ -56,6 +56,17 @@ def test_its_kernel_is_another(guest: VmGuest) -> None:
     assert boot_id != Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def test_it_shares_files_but_sees_no_process_of_the_host(guest: VmGuest) -> None:
+    """What is below a mount shows where it is bound alone: what the machine would see of the host's /proc and /sys."""
+    if os.geteuid():
+        pytest.skip("only root looks below a mount")
+    look = "mkdir -p /tmp/below; mount --bind / /tmp/below; cd /tmp/below; ls -A proc sys; echo; ls usr"
+    app = guest.start("sh", "-c", look)
+    assert app.wait(SLOW_S) == 0
+    assert app.log().split()[:2] == ["proc:", "sys:"]
+    assert "bin" in app.log().split()[2:]
+
+
 def test_it_has_no_network_and_what_it_changes_is_forgotten(guest: VmGuest, tmp_path: Path) -> None:
     changed = Path(os.environ.get("HOME", "/")) / f"waylend-test-{os.getpid()}"
     app = guest.start("sh", "-c", f"ls /sys/class/net; echo changed > {changed}; cat {changed}; nproc")

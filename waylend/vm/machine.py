@@ -42,13 +42,19 @@ _SIGN_OF_LIFE_S = 8.0
 _NO_LIFE = "no life"
 _GRACE_S = 5.0
 _CONSOLE_BYTES = 64 * 1024
-#: Runs the command; ends its process group when whoever holds the other end of pipe $1 has gone, however it went.
+#: Runs the command in a mount namespace of its own; ends its process group when whoever holds the other end of pipe $1 has gone,
+#: however it went. A line through the pipe hides /proc and /sys there.
 _WATCHED = """
 pipe=/proc/self/fd/$1; shift; exec 3<&0
 "$@" <&3 3<&- & machine=$!
-(read -r _ <"$pipe"; kill -TERM 0) <&- >&- 2>&- & watcher=$!
+(exec 4<"$pipe"
+if read -r _ <&4; then
+    mount -n -t tmpfs -o ro,mode=755 hidden /sys && mount -n -t tmpfs -o ro,mode=755 hidden /proc && read -r _ <&4
+fi
+kill -TERM 0) <&- >&- 2>&- & watcher=$!
 wait $machine; kill $watcher
 """
+_NAMESPACE = ("unshare", "--mount", "--propagation", "private")
 
 
 @dataclass(frozen=True)
@@ -268,7 +274,7 @@ async def _boot(
     environment = {**os.environ, "PATH": _path()}
     async with (
         await anyio.create_unix_listener(socket_path) as listener,
-        _started(argv, stdin=stdin, env=environment) as process,
+        _started(argv, stdin=stdin, env=environment) as (process, hide),
         anyio.create_task_group() as tasks,
     ):
 
@@ -286,6 +292,7 @@ async def _boot(
         tasks.start_soon(stop_when, functools.partial(_next_signal, signals))
         tasks.start_soon(stop_when, goes)
         tasks.start_soon(_say_ready, console, say)
+        tasks.start_soon(_hide_when_it_runs, console, hide)
         if give_up:
             tasks.start_soon(stop_when, console.no_life)
         async with anyio.create_task_group() as pumps:
@@ -327,12 +334,14 @@ def _is_for_the_app(stdin: Any) -> bool:
 
 
 @asynccontextmanager
-async def _started(argv: Sequence[str], *, stdin: int | None, env: dict[str, str]) -> AsyncIterator[anyio.abc.Process]:
-    """Whatever happens, to us too, none of the process's group is left."""
+async def _started(
+    argv: Sequence[str], *, stdin: int | None, env: dict[str, str]
+) -> AsyncIterator[tuple[anyio.abc.Process, Callable[[], None]]]:
+    """The process, and what hides /proc and /sys from it. Whatever happens, to us too, none of the process's group is left."""
     reading, writing = os.pipe()
     try:
         process = await anyio.open_process(
-            ["/bin/sh", "-c", _WATCHED, "waylend-vm", f"{reading}", *argv],
+            [*_namespace(), "/bin/sh", "-c", _WATCHED, "waylend-vm", f"{reading}", *argv],
             stdin=stdin,
             env=env,
             cwd="/",
@@ -343,7 +352,7 @@ async def _started(argv: Sequence[str], *, stdin: int | None, env: dict[str, str
         os.close(reading)
         reading = -1
         try:
-            yield process
+            yield process, lambda: _write_line(writing)
         finally:
             with anyio.CancelScope(shield=True):
                 _signal_group(process, signal.SIGTERM)
@@ -355,6 +364,31 @@ async def _started(argv: Sequence[str], *, stdin: int | None, env: dict[str, str
         for fd in (reading, writing):
             if fd >= 0:
                 os.close(fd)
+
+
+def _write_line(fd: int) -> None:
+    os.write(fd, b"\n")
+
+
+def _namespace() -> list[str]:
+    """What gives the command after it a mount namespace of its own: nobody else's /proc is to be hidden. Raises Unavailable."""
+    command = [*_NAMESPACE, *([] if os.geteuid() == 0 else ["--user", "--map-current-user"])]
+    done = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Unavailable(
+            f"the machine would see this one's processes: {done.stderr.strip()}",
+            "allow user namespaces, or run it as root",
+        )
+    return command
+
+
+async def _hide_when_it_runs(console: _Console, hide: Callable[[], None]) -> None:
+    """The machine shares this one's files, and would see its processes among them: their environment and memory, for root.
+
+    QEMU needs /proc until the machine runs; the machine's first word comes long before it has a file system.
+    """
+    await console.alive.wait()
+    hide()
 
 
 def _signal_group(process: anyio.abc.Process, number: int) -> None:
