@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import secrets
 import signal
@@ -10,14 +11,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import anyio
 import anyio.abc
 import click
 
+from waylend.domain.process import starter
 from waylend.errors import CompositorError, UsageError
 from waylend.relay.sockets import (
     ListeningSocket,
@@ -28,18 +33,25 @@ from waylend.relay.sockets import (
     socket_path,
 )
 
+logger = logging.getLogger(__name__)
+
 # How long an app may take to end when it is asked to, before it is killed.
 _GRACE_S = 5.0
 _SHIM_START_S = 10.0
+_LEAVING_S = 1.5
 _REMEDY = "say --compositor SOCKET, or --compositor shim for a headless one of our own"
 
 
 class Child:
     """A child process that is waited for by a descriptor (pidfd_open(2)): that takes no thread, which a jail would not hold."""
 
+    #: Those of this process that aren't closed yet.
+    open: ClassVar[set[Child]] = set()
+
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
         self._fd = os.pidfd_open(process.pid)
+        self.open.add(self)
         self.pid = process.pid
 
     @property
@@ -66,6 +78,7 @@ class Child:
 
     def close(self) -> None:
         """Waits for one that is killed. Idempotent."""
+        self.open.discard(self)
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -201,6 +214,25 @@ def listening(listen: str | None, socket_mode: str | None) -> Iterator[list[sock
         yield passed
 
 
+def leave_soon(status: int) -> None:
+    """The process ends with ``status`` in less than two seconds, whatever still hangs then: a close(2) that waits for a stranger,
+    a process that is stopped. Its sockets' names and what it started go all the same.
+    """
+
+    def leave() -> None:
+        time.sleep(_LEAVING_S)
+        logger.warning("something hangs, and is left behind")
+        for listening in list(ListeningSocket.open):
+            # Not the descriptors: somebody may wait for one.
+            listening.unlink()
+        for child in list(Child.open):
+            child.send_signal(signal.SIGTERM)
+        starter.kill_all()
+        os._exit(status)
+
+    threading.Thread(target=leave, name="leaving", daemon=True).start()
+
+
 @contextmanager
 def until_asked_to_stop() -> Iterator[Callable[[anyio.Event | None], Awaitable[None]]]:
     """For a service: gives what is to be awaited once it is up, which tells the supervisor and returns when it is to stop.
@@ -217,6 +249,7 @@ def until_asked_to_stop() -> Iterator[Callable[[anyio.Event | None], Awaitable[N
 
                 async def until_signal() -> None:
                     async for _ in signals:
+                        leave_soon(0)
                         tasks.cancel_scope.cancel()
 
                 tasks.start_soon(until_signal)

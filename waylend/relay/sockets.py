@@ -18,6 +18,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from waylend.errors import UsageError
 from waylend.linux import own_umask
@@ -91,6 +92,9 @@ def lock_path(path: Path, environ: Mapping[str, str] = os.environ, *, for_client
 class ListeningSocket:
     """A unix socket that clients connect to. ``close`` removes it and its lock file, unless they are another's by now."""
 
+    #: Those of this process that aren't closed yet.
+    open: ClassVar[set[ListeningSocket]] = set()
+
     def __init__(self, path: Path, *, mode: int | None = None, locked: bool = True, for_clients: bool = True) -> None:
         """Claims ``path``, with the permissions ``mode``; a socket that a dead process left there is replaced.
 
@@ -108,6 +112,7 @@ class ListeningSocket:
         except UsageError:
             self._unlock()
             raise
+        self.open.add(self)
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -116,12 +121,17 @@ class ListeningSocket:
 
     def close(self) -> None:
         """Idempotent."""
+        self.open.discard(self)
         self.sock.close()
+        self.unlink()
+        self._unlock()
+
+    def unlink(self) -> None:
+        """Removes the name alone. Idempotent."""
         if self._identity is not None and _identity(self.path) == self._identity:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
         self._identity = None
-        self._unlock()
 
 
 class _Lock:

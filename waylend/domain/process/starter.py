@@ -36,6 +36,7 @@ class _Starter:
     def __init__(self) -> None:
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._connection.settimeout(_ANSWER_S)
+        self.started: list[_Grandchild] = []
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", __file__, f"{theirs.fileno()}"],
@@ -51,7 +52,9 @@ class _Starter:
         pid, error_number = json.loads(answer)
         if error_number:
             raise OSError(error_number, os.strerror(error_number))
-        return _Grandchild(pid, pid_fds[0])
+        process = _Grandchild(pid, pid_fds[0])
+        self.started = [one for one in self.started if one.returncode is None] + [process]
+        return process
 
 
 class _Grandchild:
@@ -88,6 +91,13 @@ def prepare() -> None:
     """From now on, what this process starts is started by a starter. Idempotent."""
     if not _prepared:
         _prepared.append(_Starter())
+
+
+def kill_all() -> None:
+    """What a starter has started and has not ended, even if it is stopped."""
+    for starter in _prepared:
+        for process in starter.started:
+            process.kill()
 
 
 def start(argv: Sequence[str], pass_fds: Sequence[int], stderr: int | None = None) -> StartedProcess:
