@@ -19,7 +19,7 @@ from waylend.host_half.aperture import ApertureDescriptor
 from waylend.host_half.client import GuestClient
 from waylend.lending.lease import Lease, LeaseState
 from waylend.relay.events import LeaseLent, LeaseReturned
-from waylend.relay.interpose import Client, FdMessage, Interposer
+from waylend.relay.interpose import Client, FdMessage, Interposer, NotYet
 from waylend.wire.objects import DISPLAY_ID
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,11 @@ class FilesAcross(Interposer):
     def _lease(self, fd: int, size_bytes: int, name: str) -> Lease | None:
         session_id = self.client.session_id
         try:
-            return self._files.lend(FileBacking(os.dup(fd), size_bytes=size_bytes), name, session_id)
+            backing = FileBacking(os.dup(fd), size_bytes=size_bytes)
+            lease = self._files.lend(backing, name, session_id, self.client.resume_later)
+            if lease is None:
+                raise NotYet
+            return lease
         except ValueError:
             return None  # a keymap of format no_keymap has no content, and its fd may be anything
         except (LendingError, OSError) as error:
@@ -151,6 +155,7 @@ class FilesAcross(Interposer):
                 self._guest_client.file_ended(lease)
 
     def close(self) -> None:
+        self._files.forget(self.client.session_id)
         self._unseen.clear()
         if self._lent:
             self._lent.clear()

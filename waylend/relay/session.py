@@ -46,7 +46,7 @@ class RelayContext(Protocol):
 class Session:
     """Owns both ends and every fd in transit. After ``end`` nothing of it is left but last words on their way out.
 
-    While it is *held* (a request waits for what an interposer doesn't have yet) the client isn't read.
+    While a message of one side waits for what an interposer doesn't have yet, that side is *held*: it isn't read.
     """
 
     def __init__(
@@ -66,7 +66,6 @@ class Session:
         self._limit_objects = relay.policy.limits.objects_per_client
         self._ended = False
         self.emit = relay.emit
-        self._held = False
         self.client = client
         self.compositor = compositor
         self._last_words = LastWords(self)
@@ -169,11 +168,7 @@ class Session:
                     self._send_with_fds(target, chunk, claimed)
                 elif chunk:
                     target.send(chunk)
-            if scanner.waits:
-                scanner.waits = False
-                self._held = True
-                self._watch()
-            elif target.queued_bytes:
+            if scanner.waits or target.queued_bytes:
                 self._watch()
             if len(scanner.unclaimed) > _FEW_FDS:
                 self._relay.share_queued_fds()
@@ -197,24 +192,31 @@ class Session:
             close_all(fds)
 
     def resume(self) -> None:
-        """What a request of the client was held for is there. Nothing happens if none is held."""
-        if self._held and not self._ended:
-            self._held = False
-            rest, buffer = self.client.rest, self._buffer
-            buffer.octets[: len(rest)] = rest
-            self._feed(self.client, self.compositor, self._requests, buffer.words, buffer.octets, len(rest))
-            if not self._ended:
-                self._watch()
+        """What a message was held for may be there. Nothing happens if none is held."""
+        for source, target, scanner in (
+            (self.client, self.compositor, self._requests),
+            (self.compositor, self.client, self._events),
+        ):
+            if scanner.waits and not self._ended:
+                scanner.waits = False
+                rest, buffer = source.rest, self._buffer
+                buffer.octets[: len(rest)] = rest
+                self._feed(source, target, scanner, buffer.words, buffer.octets, len(rest))
+                if not self._ended:
+                    self._watch()
+
+    def resume_later(self) -> None:
+        """``resume`` in the relay's thread, from any."""
+        self._loop.call(self.resume)
 
     def _watch(self) -> None:
         """Reads a side only while the other takes what it says, so that one who doesn't read can't make us grow."""
         client, compositor = self.client, self.compositor
         limit = self._limit_bytes
-        reads_client = compositor.queued_bytes <= limit and not self._held
+        reads_client = compositor.queued_bytes <= limit and not self._requests.waits
+        reads_compositor = client.queued_bytes <= limit and not self._events.waits
         client.watch((EPOLLIN if reads_client else 0) | (EPOLLOUT if client.queued_bytes else 0))
-        compositor.watch(
-            (EPOLLIN if client.queued_bytes <= limit else 0) | (EPOLLOUT if compositor.queued_bytes else 0)
-        )
+        compositor.watch((EPOLLIN if reads_compositor else 0) | (EPOLLOUT if compositor.queued_bytes else 0))
 
     # The end
 

@@ -55,7 +55,7 @@ Hook = Callable[[Message[Fd]], bytes | None]
 
 
 class NotYet(Exception):
-    """Raised by a hook that can't say yet what becomes of its message, which has no fds and stays where it is."""
+    """Raised by a hook that can't say yet what becomes of its message, which stays where it is, with its fds."""
 
 
 class Edit(NamedTuple):
@@ -87,6 +87,8 @@ class Scanner(Generic[Fd]):
         self.claimed: list[Fd] = []
         #: The last pass stopped at a message whose hook raised NotYet; who sees to it resets it.
         self.waits = False
+        #: The next closer look is at the message at which the last pass stopped.
+        self._waited = False
         self.unclaimed: deque[Fd] = deque()
 
     def scan(self, words: memoryview, octets: memoryview, word_count: int) -> int:
@@ -127,7 +129,8 @@ class Scanner(Generic[Fd]):
         try:
             if self.is_request and known_bytes is None:
                 message.args  # noqa: B018 (a client's strings and arrays are checked before anybody counts on them)
-            if self.trace is not None:
+            seen, self._waited = self._waited, False
+            if self.trace is not None and not seen:
                 self.trace(message)
             hook = self.hooks.get(full_name)
             if hook is not None:
@@ -137,8 +140,9 @@ class Scanner(Generic[Fd]):
             if changes_objects:
                 self._apply(message, kind)
         except NotYet:
-            assert not fds
-            self.waits = True
+            self.unclaimed.extendleft(reversed(fds))
+            fds = []
+            self.waits = self._waited = True
             return -1
         except Malformed as error:
             raise self._broken(object_id, spec, f"{error}") from None

@@ -52,10 +52,10 @@ class _LenderSide:
 class ProcessDomain:
     """See ``Domain``, and FuseDomain for the options. Raises what FuseDomain raises, and Unavailable if no process comes up.
 
-    Calls wait for the other process, ``answer_deadline_s`` at most, never for a borrower; ``lend_later``, ``open_lease_later``
-    and ``end_when_unused`` don't even wait for that. Should the process die, miss that deadline or be cut off, borrowers get
-    errors, its leases are over, and ``on_lost`` is called with the reason; ``lend`` starts another. ``on_lost`` and observers of
-    events are called on a thread of the domain: they must not wait for it.
+    Calls wait for the other process, ``answer_deadline_s`` at most, never for a borrower; ``lend_later``, ``open_lease_later``,
+    ``end_later`` and ``end_when_unused`` don't even wait for that. Should the process die, miss that deadline or be cut off,
+    borrowers get errors, its leases are over, and ``on_lost`` is called with the reason; ``lend`` starts another. ``on_lost``
+    and observers of events are called on a thread of the domain: they must not wait for it.
     """
 
     mechanism = "fuse"
@@ -267,7 +267,11 @@ class ProcessDomain:
     def end(self, lease: Lease) -> None:
         """See ``Domain``."""
         with contextlib.suppress(LeaseEnded):
-            self._waited(self._ask_of(lease, "end", then=_nothing))
+            self._waited(self.end_later(lease))
+
+    def end_later(self, lease: Lease) -> Future[None]:
+        """``end`` for those who must not wait. Raises LeaseEnded where it is over already, or the future does."""
+        return self._ask_of(lease, "end", then=_nothing)
 
     def end_when_unused(self, lease: Lease) -> None:
         """See ``Domain``. Doesn't wait."""

@@ -41,6 +41,9 @@ class Client(Protocol):
     def resume(self) -> None:
         """A hook has raised NotYet, and now it can say: its message and all behind it are looked at again."""
 
+    def resume_later(self) -> None:
+        """``resume``, soon; from any thread."""
+
 
 class Interposer:
     """The base of all: sees nothing, keeps nothing."""

@@ -6,19 +6,21 @@ import logging
 import os
 import struct
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 from typing import ClassVar, NamedTuple
 
 from waylend import linux
 from waylend.backing.base import Backing
 from waylend.backing.file import FileBacking
 from waylend.domain.base import Domain
+from waylend.domain.later import end_later, lend_later, open_lease_later
 from waylend.errors import LendingError, NoSpace, QuotaExceeded
 from waylend.foreign.closing import close_sent
 from waylend.foreign.kinds import Descriptor, DescriptorKind
 from waylend.lending.lease import Lease, LeaseState
 from waylend.relay.events import LeaseLent, LeaseReturned
-from waylend.relay.interpose import Client, FdMessage, Interposer
+from waylend.relay.interpose import Client, FdMessage, Interposer, NotYet
 
 logger = logging.getLogger(__name__)
 
@@ -34,46 +36,64 @@ _MOST_COPIED_BYTES = 4 << 20
 class FileLender:
     """The leases of one relay's domain, by the file behind them: the same file handed out again is the same lease.
 
-    Used by the relay's thread only.
+    Used by the relay's thread only, which never waits for the domain.
     """
 
     def __init__(self, domain: Domain) -> None:
         self.domain = domain
         self._leases: dict[Hashable, Lease] = {}
         self._borrowers: dict[Hashable, set[int]] = {}
+        #: What has been asked for and isn't there yet.
+        self._coming: dict[Hashable, _Coming] = {}
         #: Given back, but some process has them open still, whose business that is; the oldest first.
         self._unused: deque[Lease] = deque()
 
-    def lend(self, backing: Backing, name: str, session_id: int) -> Lease:
-        """The lease of those pages, until the session gives it back. Owns ``backing``. Raises LendingError."""
+    def lend(self, backing: Backing, name: str, session_id: int, wake: Callable[[], None]) -> Lease | None:
+        """The lease of those pages, until the session gives it back. Owns ``backing``. Raises LendingError.
+
+        None while it isn't there: ``wake`` is called, from any thread, when it is time to ask again for the same.
+        """
         key = backing.key
         lease = self._leases.get(key)
         # One that ended by itself went with the process that served it.
-        if lease is None or lease.state is LeaseState.ENDED:
-            lease = self._leases[key] = self._lend_anew(backing, name)
-            self._borrowers.setdefault(key, set())
+        if lease is not None and lease.state is not LeaseState.ENDED:
+            backing.close()
+            self._borrowers[key].add(session_id)
+            return lease
+        coming = self._coming.get(key)
+        if coming is None:
+            coming = self._coming[key] = _Coming(self, backing, name)
         else:
             backing.close()
-        self._borrowers[key].add(session_id)
+        coming.wakes[session_id] = wake
+        try:
+            lease = coming.advance()
+        except LendingError:
+            del self._coming[key]
+            coming.wake_all()  # the others try it themselves
+            raise
+        if lease is None:
+            return None
+        del self._coming[key]
+        coming.wake_all()
+        self._leases[key] = lease
+        self._borrowers.setdefault(key, set()).add(session_id)
         return lease
 
-    def _lend_anew(self, backing: Backing, name: str) -> Lease:
-        while True:
-            try:
-                return self.domain.lend(backing, name=name)
-            except (QuotaExceeded, NoSpace):
-                # What nobody was told to use any more goes before anybody is refused.
-                if not self._end_oldest_unused():
-                    backing.close()
-                    raise
+    def forget(self, session_id: int) -> None:
+        """The session is over, and waits for nothing any more."""
+        for key, coming in list(self._coming.items()):
+            if coming.wakes.pop(session_id, None) is not None and not coming.wakes:
+                del self._coming[key]
+                coming.abandon()
 
-    def _end_oldest_unused(self) -> bool:
+    def end_oldest_unused(self) -> Future[None] | None:
+        """Makes room: what nobody was told to use any more goes before anybody is refused. None where there is nothing."""
         while self._unused:
             lease = self._unused.popleft()
             if lease.state is not LeaseState.ENDED:
-                self.domain.end(lease)
-                return True
-        return False
+                return end_later(self.domain, lease)
+        return None
 
     def give_back(self, session_id: int, only: Lease | None = None) -> list[Lease]:
         """What the session has, or that lease of it. Those that nobody else has end as soon as no process has them open."""
@@ -92,7 +112,63 @@ class FileLender:
         self._unused.append(lease)
         # A client that keeps all that it ever got can't use up what others need.
         while len(self._unused) > _MOST_UNUSED:
-            self._end_oldest_unused()
+            self.end_oldest_unused()
+
+
+class _Coming:
+    """A lease that has been asked for, and the sessions that wait for it."""
+
+    def __init__(self, lender: FileLender, backing: Backing, name: str) -> None:
+        self._lender = lender
+        self._backing = backing
+        self._name = name
+        self._lent: Future[Lease] | None = None
+        #: Room is made for it.
+        self._ending: Future[None] | None = None
+        #: How to tell each session that it goes on.
+        self.wakes: dict[int, Callable[[], None]] = {}
+
+    def advance(self) -> Lease | None:
+        """The lease, if it is there. Raises LendingError: then the backing is closed."""
+        while True:
+            if self._ending is not None:
+                if not self._ending.done():
+                    return None
+                self._ending = None
+            if self._lent is None:
+                self._lent = lend_later(self._lender.domain, self._backing, self._name)
+                if not self._lent.done():
+                    self._lent.add_done_callback(lambda _: self.wake_all())
+            if not self._lent.done():
+                return None
+            try:
+                return self._lent.result()
+            except LendingError as error:
+                self._lent = None
+                room = self._lender.end_oldest_unused() if isinstance(error, QuotaExceeded | NoSpace) else None
+                if room is None:
+                    self._backing.close()
+                    raise
+                self._ending = room
+                if not room.done():
+                    room.add_done_callback(lambda _: self.wake_all())
+
+    def wake_all(self) -> None:
+        for wake in list(self.wakes.values()):
+            wake()
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more."""
+        if self._lent is None:
+            self._backing.close()
+        else:
+            self._lent.add_done_callback(self._end)
+
+    def _end(self, lent: Future[Lease]) -> None:
+        if lent.exception() is None:
+            self._lender.domain.end_when_unused(lent.result())
+        else:
+            self._backing.close()
 
 
 class Given(NamedTuple):
@@ -121,6 +197,8 @@ class LentFiles(Interposer):
         self._lender = lender
         #: By sort, and then by the file.
         self._given: dict[str, OrderedDict[Hashable, Given]] = {}
+        #: The descriptor that the event waits for which holds up all others of this client.
+        self._opening: Future[int] | None = None
 
     def keymap(self, message: FdMessage) -> None:
         self._exchange(message, "keymap")
@@ -158,15 +236,30 @@ class LentFiles(Interposer):
             # A keymap of format no_keymap has no content, and its fd may be anything.
             logger.info("client %d gets an empty file for its %s: %s", client.session_id, name, error)
             return Given(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), None)
+        lease = None
         try:
-            lease = self._lender.lend(backing, name, client.session_id)
-            fd = self._lender.domain.open_lease(lease)
+            lease = self._lender.lend(backing, name, client.session_id, client.resume_later)
+            if lease is None:
+                raise NotYet
+            fd = self._opened(lease)
         except LendingError as error:
+            if lease is not None:
+                self._lender.give_back(client.session_id, lease)
             # It is the compositor's event, and no client's fault.
             logger.warning("client %d gets a copy of its %s: %s", client.session_id, name, error)
             return Given(_copy_of(message.fds[0], size_bytes), None)
         client.emit(LeaseLent(client.session_id, lease.lease_id, name, size_bytes))
         return Given(fd, lease)
+
+    def _opened(self, lease: Lease) -> int:
+        if self._opening is None:
+            self._opening = open_lease_later(self._lender.domain, lease)
+            if not self._opening.done():
+                self._opening.add_done_callback(lambda _: self.client.resume_later())
+        if not self._opening.done():
+            raise NotYet
+        opening, self._opening = self._opening, None
+        return opening.result()
 
     def _give_back(self, given: Given) -> None:
         os.close(given.fd)
@@ -175,9 +268,18 @@ class LentFiles(Interposer):
                 self.client.emit(LeaseReturned(self.client.session_id, lease.lease_id))
 
     def close(self) -> None:
+        self._lender.forget(self.client.session_id)
+        if self._opening is not None:
+            self._opening.add_done_callback(_close)
         while self._given:
             for given in self._given.popitem()[1].values():
                 self._give_back(given)
+
+
+def _close(opening: Future[int]) -> None:
+    """Nobody wants the descriptor any more."""
+    if opening.exception() is None:
+        os.close(opening.result())
 
 
 def _copy_of(fd: int, size_bytes: int) -> int:
