@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Protocol
 
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 #: So many descriptors before their messages that the share of other clients is looked at: what one sendmsg of libwayland has.
 _FEW_FDS = 28
+#: How long closer looks at one client's requests may take before the others have their turn.
+_TURN_S = 0.002
 
 Trace = Callable[[int, bool, Message[int]], None]
 
@@ -66,6 +69,7 @@ class Session:
         self._limit_objects = relay.policy.limits.objects_per_client
         self._ended = False
         self.emit = relay.emit
+        self._turn_ends = 0.0
         self.client = client
         self.compositor = compositor
         self._last_words = LastWords(self)
@@ -77,6 +81,7 @@ class Session:
             request_hooks,
             trace=None if trace is None else lambda message: trace(session_id, True, message),
             max_unclaimed_fds=relay.policy.limits.queued_fds,
+            enough=lambda: time.monotonic() > self._turn_ends,
         )
         self._events: EventScanner[int] = EventScanner(
             self.objects,
@@ -151,6 +156,7 @@ class Session:
 
         Whatever goes wrong ends this session, and nothing of the chunk goes on.
         """
+        self._turn_ends = time.monotonic() + _TURN_S
         try:
             whole = scanner.scan(words, octets, count >> 2) << 2
             if len(self.objects.kinds) > self._limit_objects:
@@ -168,6 +174,9 @@ class Session:
                     self._send_with_fds(target, chunk, claimed)
                 elif chunk:
                     target.send(chunk)
+            if scanner.stopped:
+                scanner.stopped = False
+                self._loop.call_later(0.0, self.resume)
             if scanner.waits or target.queued_bytes:
                 self._watch()
             if len(scanner.unclaimed) > _FEW_FDS:

@@ -78,6 +78,7 @@ class Scanner(Generic[Fd]):
         *,
         trace: Callable[[Message[Fd]], None] | None = None,
         max_unclaimed_fds: int = 1024,
+        enough: Callable[[], bool] = lambda: False,
     ) -> None:
         self.objects = objects
         self.hooks = hooks
@@ -85,10 +86,14 @@ class Scanner(Generic[Fd]):
         self.max_unclaimed_fds = max_unclaimed_fds
         self.edits: list[Edit] = []
         self.claimed: list[Fd] = []
+        #: Asked after each closer look at a request: whether the pass is to stop there, though more is there.
+        self.enough = enough
         #: The last pass stopped at a message whose hook raised NotYet; who sees to it resets it.
         self.waits = False
         #: The next closer look is at the message at which the last pass stopped.
         self._waited = False
+        #: The last pass stopped since it was enough (``waits`` is set, too); who sees to it resets it.
+        self.stopped = False
         self.unclaimed: deque[Fd] = deque()
 
     def scan(self, words: memoryview, octets: memoryview, word_count: int) -> int:
@@ -247,6 +252,9 @@ class RequestScanner(Scanner[Fd]):
             if end < 0:
                 break
             at = end
+            if self.enough():
+                self.waits = self.stopped = at < last
+                break
         if self.unclaimed:
             self._check_unclaimed()
         return here if at > word_count else at
