@@ -70,6 +70,21 @@ def test_what_a_client_keeps_cannot_use_up_what_others_need(between: Between) ->
         os.close(fd)
 
 
+def test_none_is_ended_under_a_client_that_lags_behind(between: Between, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has not looked at yet stays readable; what comes beyond a bound is a copy, and no lease."""
+    ended: list[object] = []
+    monkeypatch.setattr(lent_files, "_MOST_UNUSED", 5)
+    monkeypatch.setattr(between.domain, "end_when_unused", lambda lease: None)  # the client has all of them open
+    monkeypatch.setattr(between.domain, "end", ended.append)
+    client, compositor = keyboard(between)
+    for number in range(20):
+        fd = keymap(client, compositor, b"keymap %d" % number)
+        assert os.read(fd, 100) == b"keymap %d" % number
+        os.close(fd)
+    assert not ended
+    assert len(between.domain.stats().leases) < 5 + 2 * lent_files._KEPT_OF_A_SORT
+
+
 def test_where_no_lease_is_to_be_had_it_is_a_copy_and_no_end(
     between: Between, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 _UINT = struct.Struct("=I")
 #: How many files of a sort (keymaps, say) a client has for when they come again.
 _KEPT_OF_A_SORT = 4
-#: How many leases of a guest's may stay only because some process has them open still.
+#: How many leases of a guest's may stay only because some process has them open still; then copies are given instead. None is
+#: ended for it: a client that lags behind its events has what it is about to map there.
 _MOST_UNUSED = 256
 #: What is copied where no lease is to be had.
 _MOST_COPIED_BYTES = 4 << 20
@@ -110,9 +111,13 @@ class FileLender:
     def _end_when_unused(self, lease: Lease) -> None:
         self.domain.end_when_unused(lease)
         self._unused.append(lease)
-        # A client that keeps all that it ever got can't use up what others need.
-        while len(self._unused) > _MOST_UNUSED:
-            self.end_oldest_unused()
+
+    @property
+    def crowded(self) -> bool:
+        """Somebody keeps so much of what was given back that nothing new is to be lent."""
+        if len(self._unused) > _MOST_UNUSED:
+            self._unused = deque(lease for lease in self._unused if lease.state is not LeaseState.ENDED)
+        return len(self._unused) > _MOST_UNUSED
 
 
 class _Coming:
@@ -199,6 +204,7 @@ class LentFiles(Interposer):
         self._given: dict[str, OrderedDict[Hashable, Given]] = {}
         #: The descriptor that the event waits for which holds up all others of this client.
         self._opening: Future[int] | None = None
+        self._told = False
 
     def keymap(self, message: FdMessage) -> None:
         self._exchange(message, "keymap")
@@ -238,6 +244,9 @@ class LentFiles(Interposer):
             return Given(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), None)
         lease = None
         try:
+            if self._opening is None and self._lender.crowded:
+                backing.close()
+                raise QuotaExceeded("clients keep too many that were given back")
             lease = self._lender.lend(backing, name, client.session_id, client.resume_later)
             if lease is None:
                 raise NotYet
@@ -246,7 +255,9 @@ class LentFiles(Interposer):
             if lease is not None:
                 self._lender.give_back(client.session_id, lease)
             # It is the compositor's event, and no client's fault.
-            logger.warning("client %d gets a copy of its %s: %s", client.session_id, name, error)
+            level = logging.DEBUG if self._told else logging.WARNING
+            logger.log(level, "client %d gets a copy of its %s: %s", client.session_id, name, error)
+            self._told = True
             return Given(_copy_of(message.fds[0], size_bytes), None)
         client.emit(LeaseLent(client.session_id, lease.lease_id, name, size_bytes))
         return Given(fd, lease)
