@@ -113,12 +113,12 @@ ATTACKS: list[tuple[str, bytes | Callable[[Peer], None], tuple[int, int, str]]] 
     (
         "a pipe as a pool",
         pipe_as_a_pool,
-        (4, 2, "wl_shm#4.create_pool: the file descriptor is a pipe, not shared memory"),
+        (4, 2, "wl_shm#4.create_pool: the file descriptor is a pipe, not a file on disk or shared memory"),
     ),
     (
         "a folder as a pool",
         directory_as_a_pool,
-        (4, 2, "wl_shm#4.create_pool: the file descriptor is a folder, not shared memory"),
+        (4, 2, "wl_shm#4.create_pool: the file descriptor is a folder, not a file on disk or shared memory"),
     ),
     ("too many fds", fds_nobody_asked_for, (1, 3, "wl_display#1: 29 file descriptors came with no message for them")),
     ("fds that pile up", fds_for_every_message, (1, 3, "wl_display#1: 29 file descriptors came with no message")),

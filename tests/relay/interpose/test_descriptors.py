@@ -128,7 +128,7 @@ class TestPastes:
             assert isinstance(text, bytes)
             assert (object_id, code) == (6, 2)
             assert text.startswith(b"wl_shm#6.create_pool: the file descriptor is a ")
-            assert text.endswith(b", not shared memory")
+            assert text.endswith(b", not a file on disk or shared memory")
             assert compositor.is_at_end()
             assert not compositor.fds
             between.wait_for(SessionEnded)

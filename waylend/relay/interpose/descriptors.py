@@ -14,8 +14,7 @@ from waylend.errors import ProtocolError
 from waylend.foreign.kinds import Descriptor, DescriptorKind
 from waylend.relay.interpose import FdMessage, Interposer
 
-_MEMORY = frozenset({DescriptorKind.SHARED_MEMORY})
-_FILE = _MEMORY | {DescriptorKind.LOCAL_FILE}
+_FILE = frozenset({DescriptorKind.SHARED_MEMORY, DescriptorKind.LOCAL_FILE})
 _DMABUF = frozenset({DescriptorKind.DMABUF})
 #: What is written to without waiting for more than its reader, as with a pipe on any compositor.
 _WRITABLE = _FILE | {DescriptorKind.PIPE, DescriptorKind.LOCAL_DEVICE}
@@ -30,7 +29,8 @@ class Carries(NamedTuple):
 
 #: Every request of the tables that has descriptors (a test walks them).
 REQUESTS = {
-    "wl_shm.create_pool": Carries(_MEMORY, 2),  # invalid_fd
+    # A file on a disk of this machine is served by this kernel alone; wf-recorder has its pools in /tmp.
+    "wl_shm.create_pool": Carries(_FILE, 2),  # invalid_fd
     "zwp_linux_buffer_params_v1.add": Carries(_DMABUF),
     "wl_drm.create_prime_buffer": Carries(_DMABUF),
     "wp_linux_drm_syncobj_manager_v1.import_timeline": Carries(
