@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.live.conftest import MakeGuest
 from tests.live.guest import Guest, Proxy
 from tests.live.halves import Halves
 from tests.live.picture import has_colours
+from tests.processes import Process
 
 
 @pytest.fixture(params=[Proxy, Halves], ids=["local", "halves"])
@@ -29,16 +31,26 @@ def test_wf_recorder_records_the_screen(
         sway, "--allow", "zwlr_screencopy_manager_v1", "--allow", "zxdg_output_manager_v1", proxy_type=proxy_type
     )
     film = tmp_path / "film.mkv"
-    recorder = guest.start("wf-recorder", "--codec", "mpeg4", "--file", film)
+    # Its pools are files in XDG_RUNTIME_DIR, which is shared memory in a session.
+    display = Path(guest.environment()["XDG_RUNTIME_DIR"]) / guest.environment()["WAYLAND_DISPLAY"]
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as own:
+        recorder = guest.start("wf-recorder", "-f", film, XDG_RUNTIME_DIR=own, WAYLAND_DISPLAY=f"{display}")
+        _record(sway, guest, recorder, film)
+
+
+def _record(sway: Sway, guest: Guest, recorder: Process, film: Path) -> None:
     foot = guest.start("foot")  # sway paints no frames of a screen on which nothing moves
-    sway.wait_for_window(foot, "foot")
-    for colour in (41, 42, 43, 44):
-        sway.type_text(rf"printf '\033[{colour}m\033[2J'", enter=True)
-    recorder.wait_until(lambda: film.exists() and film.stat().st_size > 0, "a piece of film")
+    box = sway.wait_for_window(foot, "foot").box
+    recorder.wait_until(film.exists, "the film's file")
+    for number, colour in enumerate([(200, 40, 90), (40, 160, 220), (250, 220, 10)]):
+        shade = ";".join(map(str, colour))
+        sway.type_text(rf"printf '\033[48;2;{shade}m\033[2J'", enter=True)
+        sway.wait_for_picture(has_colours((colour, 0.9)), f"colour {number} of the film", box=box, app=recorder)
     foot.end()
     recorder.send(signal.SIGINT)
     assert recorder.wait() == 0, recorder.log()
     assert film.read_bytes()[:4] == b"\x1a\x45\xdf\xa3", "no Matroska file"
+    assert film.stat().st_size > 4096, "a film without pictures"
 
 
 @pytest.mark.timeout(300)
