@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -52,7 +53,8 @@ class Halves(Proxy):
         return False
 
     def _guest_fds(self) -> list[str]:
-        return sorted(what.partition("[")[0] for what in self.guest_half.fds().values())
+        """What it has open, without the numbers that tell one socket, or one process, from another."""
+        return sorted(re.sub(r"\[\d+\]|(?<=/proc/)\d+", "", what) for what in self.guest_half.fds().values())
 
     def log(self) -> str:
         return f"{self.process.log()}--- guest half\n{self.guest_half.log()}"
