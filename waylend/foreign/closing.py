@@ -112,7 +112,8 @@ class Closer:
                 if one.pidfd >= 0:
                     poll.register(one.pidfd, select.POLLIN)
             poll.poll(_GRACE_S * 1000 if running else None)
-            with contextlib.suppress(BlockingIOError):
+            # What closes has our thread's errno, too: of a read that finds nothing, the error may be the one of a close.
+            with contextlib.suppress(OSError):
                 os.eventfd_read(self._wake_fd)
             while not self._queue.empty():
                 fd = self._queue.get()
