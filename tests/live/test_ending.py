@@ -37,7 +37,7 @@ def serve(sway: Sway, runtime_dir: Path, tmp_path: Path) -> Iterator[Process]:
 def command_of(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import tempfile
@@ -34,7 +35,11 @@ def is_there(pid: int) -> bool:
 
 
 def children_named(pid: int, name: str) -> list[int]:
-    children = [child for child in descendants(pid) if Path(f"/proc/{child}/stat").read_text().split()[3] == f"{pid}"]
+    children = []
+    for child in descendants(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            if Path(f"/proc/{child}/stat").read_text().split()[3] == f"{pid}":
+                children.append(child)
     return [child for child in children if Path(f"/proc/{child}/comm").read_text().strip() == name]
 
 
