@@ -56,17 +56,6 @@ def test_its_kernel_is_another(guest: VmGuest) -> None:
     assert boot_id != Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def test_it_shares_files_but_sees_no_process_of_the_host(guest: VmGuest) -> None:
-    """What is below a mount shows where it is bound alone: what the machine would see of the host's /proc and /sys."""
-    if os.geteuid():
-        pytest.skip("only root looks below a mount")
-    look = "mkdir -p /tmp/below; mount --bind / /tmp/below; cd /tmp/below; ls -A proc sys; echo; ls usr"
-    app = guest.start("sh", "-c", look)
-    assert app.wait(SLOW_S) == 0
-    assert app.log().split()[:2] == ["proc:", "sys:"]
-    assert "bin" in app.log().split()[2:]
-
-
 def test_it_has_no_network_and_what_it_changes_is_forgotten(guest: VmGuest, tmp_path: Path) -> None:
     changed = Path(os.environ.get("HOME", "/")) / f"waylend-test-{os.getpid()}"
     app = guest.start("sh", "-c", f"ls /sys/class/net; echo changed > {changed}; cat {changed}; nproc")
@@ -95,10 +84,6 @@ domain.close()'
 """
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="what is written through a FUSE file in that kernel since today's rebuilding: not found out yet",
-)
 def test_udev_rules_open_the_devices_to_a_group_and_lift_the_limit_of_dirty_pages(guest: VmGuest) -> None:
     app = guest.start("sh", "-c", RULES)
     assert app.wait(SLOW_S) == 0, app.log()
@@ -116,10 +101,6 @@ exec {sys.executable} -m pytest -p no:cacheprovider -v -rs tests/backing/test_dm
 """
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="what is written through a FUSE file in that kernel since today's rebuilding: not found out yet",
-)
 def test_real_dma_bufs_are_lent_as_the_tests_of_their_backing_say(guest: VmGuest) -> None:
     """By vgem, which makes them without a GPU; the tests that need one are skipped elsewhere."""
     app = guest.start("sh", "-c", DMABUFS)
@@ -284,7 +265,7 @@ def test_an_ordinary_users_app_on_a_compositor_of_our_own(own_place: Path, tmp_p
     assert has_colours((GREEN, 0.5))(Picture.decode((home / "shot.png").read_bytes()))
     user, cpus, *devices, memory, etc = (home / "facts").read_text().splitlines()
     assert (int(user), int(cpus), etc) == (UID if os.geteuid() == 0 else os.geteuid(), 2, "no")
-    assert len(devices) == 2 and "lo" in devices, devices  # the other has the name that udev gives it, or the kernel
+    assert set(devices) == {"lo", "eth0"}
     assert 600_000 < int(memory.removesuffix(" kB")) < 768 * 1024
     assert not [path for path in (own_place / "run").iterdir() if path.name.startswith("waylend-")]
 

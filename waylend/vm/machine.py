@@ -42,19 +42,13 @@ _SIGN_OF_LIFE_S = 8.0
 _NO_LIFE = "no life"
 _GRACE_S = 5.0
 _CONSOLE_BYTES = 64 * 1024
-#: Runs the command in a mount namespace of its own; ends its process group when whoever holds the other end of pipe $1 has gone,
-#: however it went. A line through the pipe hides /proc and /sys there.
+#: Runs the command; ends its process group when whoever holds the other end of pipe $1 has gone, however it went.
 _WATCHED = """
 pipe=/proc/self/fd/$1; shift; exec 3<&0
 "$@" <&3 3<&- & machine=$!
-(exec 4<"$pipe"
-if read -r _ <&4; then
-    mount -n -t tmpfs -o ro,mode=755 hidden /sys && mount -n -t tmpfs -o ro,mode=755 hidden /proc && read -r _ <&4
-fi
-kill -TERM 0) <&- >&- 2>&- & watcher=$!
+(read -r _ <"$pipe"; kill -TERM 0) <&- >&- 2>&- & watcher=$!
 wait $machine; kill $watcher
 """
-_NAMESPACE = ("unshare", "--mount", "--propagation", "private")
 
 
 @dataclass(frozen=True)
@@ -274,7 +268,7 @@ async def _boot(
     environment = {**os.environ, "PATH": _path()}
     async with (
         await anyio.create_unix_listener(socket_path) as listener,
-        _started(argv, stdin=stdin, env=environment) as (process, hide),
+        _started(argv, stdin=stdin, env=environment) as process,
         anyio.create_task_group() as tasks,
     ):
 
@@ -292,7 +286,6 @@ async def _boot(
         tasks.start_soon(stop_when, functools.partial(_next_signal, signals))
         tasks.start_soon(stop_when, goes)
         tasks.start_soon(_say_ready, console, say)
-        tasks.start_soon(_hide_when_it_runs, console, hide)
         if give_up:
             tasks.start_soon(stop_when, console.no_life)
         async with anyio.create_task_group() as pumps:
@@ -334,14 +327,12 @@ def _is_for_the_app(stdin: Any) -> bool:
 
 
 @asynccontextmanager
-async def _started(
-    argv: Sequence[str], *, stdin: int | None, env: dict[str, str]
-) -> AsyncIterator[tuple[anyio.abc.Process, Callable[[], None]]]:
-    """The process, and what hides /proc and /sys from it. Whatever happens, to us too, none of the process's group is left."""
+async def _started(argv: Sequence[str], *, stdin: int | None, env: dict[str, str]) -> AsyncIterator[anyio.abc.Process]:
+    """Whatever happens, to us too, none of the process's group is left."""
     reading, writing = os.pipe()
     try:
         process = await anyio.open_process(
-            [*_namespace(), "/bin/sh", "-c", _WATCHED, "waylend-vm", f"{reading}", *argv],
+            ["/bin/sh", "-c", _WATCHED, "waylend-vm", f"{reading}", *argv],
             stdin=stdin,
             env=env,
             cwd="/",
@@ -352,7 +343,7 @@ async def _started(
         os.close(reading)
         reading = -1
         try:
-            yield process, lambda: _write_line(writing)
+            yield process
         finally:
             with anyio.CancelScope(shield=True):
                 _signal_group(process, signal.SIGTERM)
@@ -364,28 +355,6 @@ async def _started(
         for fd in (reading, writing):
             if fd >= 0:
                 os.close(fd)
-
-
-def _write_line(fd: int) -> None:
-    os.write(fd, b"\n")
-
-
-def _namespace() -> list[str]:
-    """What gives the command after it a mount namespace of its own: nobody else's /proc is to be hidden.
-
-    Nothing for an ordinary user, whose namespace would need a user namespace, and QEMU couldn't open the lent memory from there.
-    """
-    return list(_NAMESPACE) if os.geteuid() == 0 else []
-
-
-async def _hide_when_it_runs(console: _Console, hide: Callable[[], None]) -> None:
-    """The machine shares this one's files, and would see its processes among them: their environment and memory, for root.
-
-    QEMU needs /proc until the machine runs; the machine's first word comes long before it has a file system.
-    """
-    await console.alive.wait()
-    if os.geteuid() == 0:
-        hide()
 
 
 def _signal_group(process: anyio.abc.Process, number: int) -> None:
