@@ -76,7 +76,7 @@ test: how-long system $(VENV)/installed-live lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 how-long:
-	@echo "make test takes 10 to 20 minutes on two cores (first of all it gets what is missing, up to 2 GB when installed)"
+	@echo "make test takes some 20 minutes on two cores (first of all it gets what is missing, up to 2 GB when installed)"
 
 bench: system $(VENV)/installed
 	$(BIN)/python -m bench
